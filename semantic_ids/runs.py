@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'InputError', 'atomic', 'remove', 'move', 'write_json', 'read_json', 'hash_of', 'source_hash', 'Run',
-           'quiet', 'track', 'set_seed', 'Preset', 'preset', 'shop_path', 'results']
+           'quiet', 'track', 'say', 'working', 'set_seed', 'Preset', 'preset', 'shop_path', 'results']
 
 # %% ../nbs/21_runs.ipynb #c4
 import ast,hashlib,json,os,random,shutil,sys,time
@@ -160,7 +160,7 @@ def _json_or_nothing(p):
     return o if isinstance(o, dict) else {}
 
 # %% ../nbs/21_runs.ipynb #c18
-_state = dict(quiet=False, live=None)
+_state = dict(quiet=os.environ.get('SEMANTIC_IDS_QUIET') == '1', live=None)
 
 # %% ../nbs/21_runs.ipynb #c19
 def quiet(
@@ -185,27 +185,52 @@ def track(
 def _columns():
     "What a progress line shows"
     from rich.progress import BarColumn,MofNCompleteColumn,TextColumn,TimeElapsedColumn,TimeRemainingColumn
-    return ['  ', TextColumn('{task.description:<16}'), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
+    return [TextColumn('{task.description:<18}', markup=False), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn('left'), TimeRemainingColumn()]
 
 # %% ../nbs/21_runs.ipynb #c22
 def _bar(items, total, label):
     "One line of the live display; inner loops add lines to the outer one's"
-    from rich.console import Console
-    from rich.progress import Progress
-    outer = _state['live']
-    live = outer or Progress(*_columns(), console=Console(stderr=True), transient=True)
-    if not outer: _state['live'] = live; live.start()
-    task = live.add_task(label, total=total)
-    try:
+    with _line(label, total) as (live, task):
         for x in items:
             yield x
             live.advance(task)
+
+# %% ../nbs/21_runs.ipynb #c23
+@contextmanager
+def _line(label, total=None):
+    "A line of the live display, which starts with the first line and ends with it"
+    from rich.console import Console
+    from rich.progress import Progress
+    outer = _state['live']
+    live = outer or Progress(*_columns(), console=Console(stderr=True), transient=True, refresh_per_second=4)
+    if not outer: _state['live'] = live; live.start()
+    task = live.add_task(label, total=total)
+    try: yield live,task
     finally:
         live.remove_task(task)
         if not outer: live.stop(); _state['live'] = None
 
-# %% ../nbs/21_runs.ipynb #c23
+# %% ../nbs/21_runs.ipynb #c24
+def say(
+    text, # One line of plain text
+):
+    "Print a line on stderr, above the progress bars; nothing when quiet"
+    if _state['quiet']: return
+    if _state['live']: _state['live'].console.print(text, markup=False, highlight=False)
+    else: print(text, file=sys.stderr, flush=True)
+
+# %% ../nbs/21_runs.ipynb #c25
+@contextmanager
+def working(
+    label, # What is going on
+):
+    "A line in the terminal for as long as the block runs"
+    if _state['quiet'] or not sys.stderr.isatty(): yield
+    else:
+        with _line(label): yield
+
+# %% ../nbs/21_runs.ipynb #c26
 def set_seed(
     seed=42, # Any whole number
 ):
@@ -216,7 +241,7 @@ def set_seed(
     import torch
     torch.manual_seed(seed)
 
-# %% ../nbs/21_runs.ipynb #c24
+# %% ../nbs/21_runs.ipynb #c27
 @dataclass(frozen=True)
 class Preset:
     "Sizes, optimizer, encoder and dtype of a run; the defaults are `quickstart`"
@@ -255,13 +280,13 @@ class Preset:
     eval_prompts:int = 150 # Requests of the steering benchmark
     seed:int = 42
 
-# %% ../nbs/21_runs.ipynb #c25
+# %% ../nbs/21_runs.ipynb #c28
 _big = dict(top=None, encoder='Qwen/Qwen3-Embedding-0.6B', codebook_size=256, rq_steps=20000, rq_lr=1e-3, rq_batch=4096,
             d_model=128, sasrec_epochs=40, sasrec_lr=1e-3, sasrec_dropout=.3, max_len=50, llm='Qwen/Qwen3-8B',
             conversations=2_000_000, language_steps=0, vocab_steps=1000, llm_steps=12000, batch_tokens=32768, llm_lr=2e-5,
             optimizer='adamw', dtype='bfloat16', threads=8, eval_users=5000, eval_prompts=1000)
 
-# %% ../nbs/21_runs.ipynb #c26
+# %% ../nbs/21_runs.ipynb #c29
 presets = dict(
     tiny=dict(top=100, codebook_size=16, rq_steps=120, sasrec_epochs=3, d_model=32, max_len=10, hidden=64, layers=2, heads=2,
               kv_heads=1, ffn=128, vocab_size=1024, conversations=600, language_steps=6, vocab_steps=4, llm_steps=20,
@@ -276,7 +301,7 @@ presets = dict(
     gpu=_big,
     cluster={**_big, 'llm_steps': 6000})
 
-# %% ../nbs/21_runs.ipynb #c27
+# %% ../nbs/21_runs.ipynb #c30
 def preset(
     name='quickstart', # One of `presets`
     **overrides, # Any field of `Preset`
@@ -287,12 +312,12 @@ def preset(
     if bad: raise InputError(f"preset has no field '{sorted(bad)[0]}'; it has {', '.join(f.name for f in fields(Preset))}")
     return replace(Preset(name=name, **presets[name]), **overrides)
 
-# %% ../nbs/21_runs.ipynb #c28
+# %% ../nbs/21_runs.ipynb #c31
 def shop_path(): # A folder
     "Where the embedded shop lies in the package"
     return Path(str(files('semantic_ids')))/'shop'
 
-# %% ../nbs/21_runs.ipynb #c29
+# %% ../nbs/21_runs.ipynb #c32
 def results(
     name, # Such as 'shop' or 'games2018'
 )->dict:
