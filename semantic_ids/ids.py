@@ -270,10 +270,10 @@ def _largest(of, values):
 def twins(
     items, # Frame with title and platform
 ): # Group of each item (n,); products of one game share a group
-    "The same game on another platform: equal titles once the platform is taken off, and equal years"
-    platform, year = (items[c].to_list() if c in items.columns else [None] * len(items) for c in ('platform', 'year'))
-    keys = [f'{_bare(t, p)}\0{y}' for t, p, y in zip(items['title'].to_list(), platform, year)]
-    return np.unique(keys, return_inverse=True)[1]
+    "The same game on another platform: one value of `game`, or equal titles once the platform is taken off"
+    if 'game' in items.columns: return np.unique(items['game'].to_list(), return_inverse=True)[1]
+    names = [_bare(t, p) for t, p in zip(items['title'].to_list(), items['platform'].to_list())]
+    return np.unique(names, return_inverse=True)[1]
 
 # %% ../nbs/07_ids.ipynb #c30
 def _bare(title, platform):

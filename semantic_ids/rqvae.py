@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from .runs import InputError, atomic, read_json, track, write_json
 
 # %% ../nbs/05_rqvae.ipynb #c5
@@ -170,23 +170,22 @@ def fit(
 
 # %% ../nbs/05_rqvae.ipynb #c16
 @patch
-def _train(self:RQVAE, x, seed, steps, lr, batch, dtype, warm=.2, every=20):
+def _train(self:RQVAE, x, seed, steps, lr, batch, dtype, every=20):
     opt = torch.optim.AdamW([dict(params=[*self.encoder.parameters(), *self.decoder.parameters()], weight_decay=1e-4),
                              dict(params=[self.codebooks], weight_decay=0.)], lr=lr)
     plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=max(steps, 2), pct_start=.1)
-    used, start = torch.zeros(self.codebooks.shape[:2], device=x.device), int(warm * steps)
+    used = torch.zeros(self.codebooks.shape[:2], device=x.device)
+    self.init_codebooks(self.latents(x), seed)
     for step in track(range(steps), steps, 'quantizer'):
         b = x if len(x) <= batch else x[torch.randint(len(x), (batch,), device=x.device)]
-        if step == start: self.init_codebooks(self.latents(x), seed)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
-            if step < start: y, codes, loss = self.decoder(self.encoder(b)), None, torch.zeros(())
-            else: y, codes, loss = self(b)
+            y, codes, loss = self(b)
             rec = F.mse_loss(y.float(), b)
         opt.zero_grad(); (rec + loss).backward(); opt.step(); plan.step()
-        if codes is not None: used += torch.stack([torch.bincount(c, minlength=used.shape[1]) for c in codes.T])
+        used += torch.stack([torch.bincount(c, minlength=used.shape[1]) for c in codes.T])
         if step % every == every - 1:
-            self.history.append(dict(step=step + 1, reconstruction=rec.item(), quantization=float(loss), used=(used > 0).float().mean(1).tolist()))
-            if start <= step < .8 * steps: self.restart_dead(self.latents(b), used, opt)
+            self.history.append(dict(step=step + 1, reconstruction=rec.item(), quantization=loss.item(), used=(used > 0).float().mean(1).tolist()))
+            if step < .8 * steps: self.restart_dead(self.latents(b), used, opt)
             used.zero_()
     self.use_every_code(self.latents(x))
 
@@ -226,7 +225,7 @@ def decode(
 def save(self:RQVAE, folder):
     "Write model.safetensors and config.json"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / 'model.safetensors') as f: save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, f)
+    with atomic(folder / 'model.safetensors') as f: f.write_bytes(save({k: v.contiguous().cpu() for k, v in self.state_dict().items()}))
     write_json(folder / 'config.json', dict(config=self.config, history=self.history))
 
 # %% ../nbs/05_rqvae.ipynb #c21

@@ -38,7 +38,7 @@ def run(path, timeout=600):
     from nbclient import NotebookClient
     nb = read(path)
     live = [c for c in nb['cells'] if not (c['cell_type'] == 'code' and flagged(c))]
-    doc = nbformat.from_dict({**nb, 'cells': [dict(c, id=f'c{i}') for i, c in enumerate(live)]})
+    doc = nbformat.reads(json.dumps({**nb, 'cells': [dict(c, id=f'c{i}') for i, c in enumerate(live)]}), as_version=4)
     doc.metadata['kernelspec'] = dict(name='python3', display_name='python3', language='python')
     os.environ.update(KEPT_ENV)
     with tempfile.TemporaryDirectory() as d:

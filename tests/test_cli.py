@@ -1,0 +1,273 @@
+"""The command line: help, doctor, and what it says to bad input."""
+import json, os, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from semantic_ids.pipeline import main
+from semantic_ids.runs import write_json
+
+COMMANDS = 'quickstart run chat report doctor'.split()
+N = 40
+
+
+def items():
+    "Forty products with vectors, so that no encoder is needed"
+    x = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float32)
+    return dict(item_id=[f'i{k:02}' for k in range(N)], title=[f'Game {k}' for k in range(N)], platform=[('PC', 'Wii')[k % 2] for k in range(N)],
+                genres=[[('Puzzle', 'Racing', 'Action')[k % 3]] for k in range(N)], vectors=x.tolist())
+
+
+def histories():
+    "Sixty users with seven purchases"
+    return dict(user_id=[f'u{u:02}' for u in range(60)], item_ids=[[f'i{(u+3*k) % N:02}' for k in range(7)] for u in range(60)])
+
+
+def write(folder, items, histories):
+    folder.mkdir()
+    pl.DataFrame(items).write_parquet(folder/'items.parquet')
+    pl.DataFrame(histories).write_parquet(folder/'histories.parquet')
+    return folder
+
+
+def run(*args): return main(['run', '--preset', 'tiny', '--until', 'ids', *map(str, args)])
+
+
+# One fault each: (name, what is done to items and histories, words that the message must hold)
+
+def fault(f): FAULTS[f.__name__] = f; return f
+FAULTS = {}
+WORDS = dict(missing_column='title', missing_histories_column='item_ids', wrong_type='item_ids', duplicate_item='i03', unknown_item='nowhere',
+             empty_history='u05', one_item_histories='history', empty_catalogue='item', nan_vector='NaN', uneven_vectors='vectors', null_id='item_id', no_users='')
+
+@fault
+def missing_column(i, h): del i['title']
+@fault
+def missing_histories_column(i, h): del h['item_ids']
+@fault
+def wrong_type(i, h): h['item_ids'] = [3.5]*60
+@fault
+def duplicate_item(i, h): i['item_id'][4] = 'i03'
+@fault
+def unknown_item(i, h): h['item_ids'][7][2] = 'nowhere'
+@fault
+def empty_history(i, h): h['item_ids'][5] = []
+@fault
+def one_item_histories(i, h): h['item_ids'] = [[x[0]] for x in h['item_ids']]
+@fault
+def empty_catalogue(i, h):
+    for k in i: i[k] = i[k][:0]
+@fault
+def nan_vector(i, h): i['vectors'][3][2] = float('nan')
+@fault
+def uneven_vectors(i, h): i['vectors'][3] = i['vectors'][3][:5]
+@fault
+def null_id(i, h): i['item_id'][3] = None
+@fault
+def no_users(i, h):
+    for k in h: h[k] = h[k][:0]
+
+
+def one_line(capfd, code, want=2):
+    "The error is one line on stderr, without a traceback"
+    out, err = capfd.readouterr()
+    lines = [l for l in err.splitlines() if l.startswith('semantic-ids: ')]
+    assert code == want, err
+    assert len(lines) == 1 and err.splitlines()[-1] == lines[0] and 'Traceback' not in err, err
+    return lines[0]
+
+
+def no_stage(folder):
+    "Nothing half written: no folder, or one without an unfinished stage"
+    assert not list(folder.glob('.*')), list(folder.glob('.*'))
+    for d in folder.glob('*'): assert (d/'stage.json').exists() or d.name.endswith('.partial'), d
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_bad_frames(name, tmp_path, capfd):
+    i, h = items(), histories()
+    FAULTS[name](i, h)
+    data = write(tmp_path/'data', i, h)
+    line = one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    assert WORDS[name] in line
+    no_stage(tmp_path/'to')
+
+
+def test_missing_folder(tmp_path, capfd):
+    assert 'nowhere' in one_line(capfd, run('--data', tmp_path/'nowhere', '--to', tmp_path/'to'))
+    assert not (tmp_path/'to').exists()
+
+
+def test_missing_file(tmp_path, capfd):
+    data = write(tmp_path/'data', items(), histories())
+    (data/'items.parquet').unlink()
+    assert 'items' in one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    assert not (tmp_path/'to').exists()
+
+
+@pytest.mark.parametrize('name', ['items.parquet', 'histories.parquet'])
+def test_truncated_parquet(name, tmp_path, capfd):
+    data = write(tmp_path/'data', items(), histories())
+    (data/name).write_bytes((data/name).read_bytes()[:200])
+    assert name in one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    assert not (tmp_path/'to').exists()
+
+
+def test_wrong_vector_count(tmp_path, capfd):
+    i = items()
+    i['vectors'][-1] = None
+    data = write(tmp_path/'data', i, histories())
+    assert 'vectors' in one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    no_stage(tmp_path/'to')
+
+
+def test_unwritable_folder(tmp_path, capfd):
+    (tmp_path/'file').write_text('in the way')
+    assert 'folder' in one_line(capfd, run('--to', tmp_path/'file'/'run'))
+    assert (tmp_path/'file').read_text() == 'in the way'
+
+
+def test_target_is_a_file(tmp_path, capfd):
+    (tmp_path/'file').write_text('in the way')
+    assert 'is a file' in one_line(capfd, run('--to', tmp_path/'file'))
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may write everywhere')
+def test_folder_without_permission(tmp_path, capfd):
+    (tmp_path/'locked').mkdir(mode=0o500)
+    assert 'ermission' in one_line(capfd, run('--to', tmp_path/'locked'/'run'))
+
+
+def test_foreign_folder_is_left_alone(tmp_path, capfd):
+    (tmp_path/'thesis.tex').write_text('years of work')
+    assert 'not empty' in one_line(capfd, run('--to', tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_run_folder_of_another_catalogue(tmp_path, capfd):
+    data = write(tmp_path/'data', items(), histories())
+    assert run('--data', data, '--to', tmp_path/'to', '--until', 'catalogue') == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path/'to').rglob('*')}
+    capfd.readouterr()
+    assert 'another catalogue' in one_line(capfd, run('--data', 'shop', '--to', tmp_path/'to'))
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path/'to').rglob('*')}
+
+
+@pytest.mark.parametrize('args,word', [
+    (['run', '--to', 'x', '--preset', 'huge'], 'quickstart'), (['run', '--to', 'x', '--until', 'lunch'], 'semantic_sasrec'),
+    (['run', '--to', 'x', '--top', '0'], 'top'), (['run', '--to', 'x', '--top', 'many'], 'int'), (['run', '--to', 'x', '--top', '-3'], 'top'),
+    (['run'], '--to'), (['run', '--to', 'x', '--data', 'amazon:Video_Games'], 'amazon'), (['run', '--to', 'x', '--data', ''], ''), ([], 'COMMAND'),
+    (['dance'], 'dance'), (['report', 'nowhere'], 'nowhere'), (['chat', 'nowhere'], 'nowhere'), (['quickstart', '--speed', '9'], '--speed')])
+def test_bad_usage(args, word, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert word in one_line(capfd, main(args))
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_report(tmp_path, capfd):
+    (tmp_path/'report.json').write_text('{"preset": ')
+    assert 'report.json' in one_line(capfd, main(['report', str(tmp_path)]))
+
+
+def test_not_utf8_csv(tmp_path, capfd):
+    d = tmp_path/'data'
+    d.mkdir()
+    (d/'items.csv').write_bytes(b'item_id,title\n1,Pok\xe9mon\n')
+    (d/'histories.csv').write_text('user_id,item_ids\n')
+    one_line(capfd, run('--data', d, '--to', tmp_path/'to'))
+    assert not (tmp_path/'to').exists()
+
+
+# A title with HTML and control characters must neither break the pages nor reach the terminal raw
+
+def test_evil_titles(tmp_path, capfd):
+    i = items()
+    i['title'][0] = '<script>alert(1)</script>\x1b[31m \x00[bold]red[/bold]'
+    data = write(tmp_path/'data', i, histories())
+    code = run('--data', data, '--to', tmp_path/'to')
+    out, err = capfd.readouterr()
+    assert '\x1b[31m' not in out + err
+    if code == 2: assert len(err.splitlines()) == 1 and not (tmp_path/'to').exists()
+    else:
+        assert code == 0, err
+        page = (tmp_path/'to'/'report.html').read_text()
+        assert '<script>' not in page and '\x1b' not in page and '\x00' not in page
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    def stop(*a): raise KeyboardInterrupt
+    monkeypatch.setattr('semantic_ids.pipeline.make_quantizer', stop)
+    monkeypatch.setattr('semantic_ids.pipeline.inspect.getsource', lambda f: '')
+    data = write(tmp_path/'data', items(), histories())
+    assert 'resumes' in one_line(capfd, run('--data', data, '--to', tmp_path/'to'), 130)
+    no_stage(tmp_path/'to')
+
+
+def test_full_disk_is_one_line(tmp_path, capfd, monkeypatch):
+    def full(*a): raise OSError(28, 'No space left on device', str(tmp_path/'to'/'x'))
+    monkeypatch.setattr('semantic_ids.pipeline.make_quantizer', full)
+    monkeypatch.setattr('semantic_ids.pipeline.inspect.getsource', lambda f: '')
+    data = write(tmp_path/'data', items(), histories())
+    assert 'disk is full' in one_line(capfd, run('--data', data, '--to', tmp_path/'to'), 1)
+    no_stage(tmp_path/'to')
+
+
+def test_small_run_and_its_report(tmp_path, capfd):
+    data = write(tmp_path/'data', items(), histories())
+    assert run('--data', data, '--to', tmp_path/'to', '--json') == 0
+    out, err = capfd.readouterr()
+    r = json.loads(out)
+    assert err == '' and r['catalogue']['items'] == N and r['ids']['unique'] is True and 'llm' not in r
+    assert main(['report', str(tmp_path/'to')]) == 0
+    assert 'Semantic IDs' in capfd.readouterr().out
+    assert main(['report', str(tmp_path/'to'), '--json']) == 0
+    assert json.loads(capfd.readouterr().out) == r
+    assert run('--data', data, '--to', tmp_path/'to', '--quiet') == 0
+    assert capfd.readouterr() == ('', '')
+
+
+def test_csv_gives_the_same_catalogue(tmp_path, capfd):
+    i, h = items(), histories()
+    del i['vectors'], i['genres']
+    a = write(tmp_path/'a', i, h)
+    b = tmp_path/'b'
+    b.mkdir()
+    pl.DataFrame(i).write_csv(b/'items.csv')
+    pl.DataFrame(h).with_columns(pl.col('item_ids').list.join(' ')).write_csv(b/'histories.csv')
+    hashes = []
+    for d in (a, b):
+        assert run('--data', d, '--to', tmp_path/f'to-{d.name}', '--until', 'catalogue') == 0, capfd.readouterr().err
+        hashes.append(json.loads((tmp_path/f'to-{d.name}'/'catalogue'/'catalogue.json').read_text())['hash'])
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize('command', ['', *COMMANDS])
+def test_help(command, capfd):
+    assert main([*command.split(), '--help']) == 0
+    out = capfd.readouterr().out
+    assert out.startswith('usage: semantic-ids') and all(c in out for c in (COMMANDS if not command else ['--json', '--quiet']))
+
+
+def test_doctor(capfd):
+    assert main(['doctor', '--json']) == 0
+    r = json.loads(capfd.readouterr().out)
+    assert {'torch', 'cores', 'can', 'encoder'} <= set(r) and set(r['can']) >= {'tiny', 'quickstart', 'gpu'}
+    assert main(['doctor']) == 0
+    assert 'torch' in capfd.readouterr().out
+
+
+def test_program_is_installed():
+    r = subprocess.run([Path(sys.executable).parent/'semantic-ids', '--json', 'run', '--to', 'x', '--preset', 'huge'], capture_output=True, text=True)
+    assert (r.returncode, r.stdout, len(r.stderr.splitlines())) == (2, '', 1)
+
+
+@pytest.mark.real
+def test_real_games_2023(data_folder, tmp_path, capfd):
+    folder = data_folder/'video_games_2023_sample'
+    if not folder.is_dir(): pytest.skip(f'no {folder.name} in the real data')
+    assert main(['run', '--data', str(folder), '--preset', 'tiny', '--to', str(tmp_path/'to'), '--json']) == 0
+    r = json.loads(capfd.readouterr().out)
+    assert r['ids']['unique'] and 'oracle' not in r['recommenders'] and 0 <= r['recommenders']['llm']['hit@10'] <= 1
+    assert 'language_loss' in r['llm'] and (tmp_path/'to'/'report.html').exists()
