@@ -7,7 +7,7 @@ __all__ = ['TokenData', 'chat_text', 'answer_mask', 'encode_conversations', 'enc
            'optimizers', 'lr_at', 'short_rows', 'save_checkpoint', 'load_checkpoint', 'train']
 
 # %% ../nbs/15_finetuning.ipynb #c4
-import itertools,json,time
+import itertools,time
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from safetensors.torch import load_file,save_file
 from .runs import InputError,atomic,hash_of,read_json,track,write_json
 from .vocabulary import CHATML,matrices,new_rows_only
 
-# %% ../nbs/15_finetuning.ipynb #c5
+# %% ../nbs/15_finetuning.ipynb #c11
 @dataclass
 class TokenData:
     "Conversations as one flat array of tokens"
@@ -32,7 +32,7 @@ class TokenData:
     @property
     def hash(self): return hash_of(self.tokens, self.learn, self.offsets)
 
-# %% ../nbs/15_finetuning.ipynb #c6
+# %% ../nbs/15_finetuning.ipynb #c13
 def chat_text(
     tok, # A tokenizer
     messages, # Turns: dicts of role and content
@@ -41,19 +41,7 @@ def chat_text(
     if tok.chat_template != CHATML: return tok.apply_chat_template(messages, tokenize=False, enable_thinking=False)
     return ''.join(f"<|im_start|>{m['role']}\n{m['content'].strip()}<|im_end|>\n" for m in messages)
 
-# %% ../nbs/15_finetuning.ipynb #c7
-def _flat(tok, texts, max_len):
-    "Token rows of many texts at once"
-    rows = tok(texts, add_special_tokens=False, return_attention_mask=False)['input_ids']
-    return [np.array(r[:max_len], np.int32) for r in rows]
-
-# %% ../nbs/15_finetuning.ipynb #c8
-def _data(rows, learn):
-    "Rows and masks into one TokenData"
-    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    return TokenData(np.concatenate(rows), np.concatenate(learn), offsets)
-
-# %% ../nbs/15_finetuning.ipynb #c9
+# %% ../nbs/15_finetuning.ipynb #c18
 def answer_mask(
     row, # Tokens of one conversation
     header, # Tokens that open the assistant's turn
@@ -67,7 +55,19 @@ def answer_mask(
     for o in opens: mask[o:next(iter(ends[ends >= o]), len(row)-1)+1] = True
     return mask
 
-# %% ../nbs/15_finetuning.ipynb #c10
+# %% ../nbs/15_finetuning.ipynb #c21
+def _flat(tok, texts, max_len):
+    "Token rows of many texts at once"
+    rows = tok(texts, add_special_tokens=False, return_attention_mask=False)['input_ids']
+    return [np.array(r[:max_len], np.int32) for r in rows]
+
+# %% ../nbs/15_finetuning.ipynb #c22
+def _data(rows, learn):
+    "Rows and masks into one TokenData"
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    return TokenData(np.concatenate(rows), np.concatenate(learn), offsets)
+
+# %% ../nbs/15_finetuning.ipynb #c23
 def encode_conversations(
     tok, # An extended tokenizer
     frame, # Columns messages and learn ('assistant', or 'ids': every SID token too)
@@ -82,7 +82,7 @@ def encode_conversations(
     masks = [answer_mask(r, header, end) | ((r >= sid_0) & (r <= last) & (k == 'ids')) for r,k in zip(rows, frame['learn'].to_list())]
     return _data(rows, masks)
 
-# %% ../nbs/15_finetuning.ipynb #c11
+# %% ../nbs/15_finetuning.ipynb #c29
 def encode_texts(
     tok, # A tokenizer
     texts, # Plain texts
@@ -92,7 +92,7 @@ def encode_texts(
     rows = _flat(tok, [t + tok.eos_token for t in texts], max_len)
     return _data(rows, [np.ones(len(r), bool) for r in rows])
 
-# %% ../nbs/15_finetuning.ipynb #c12
+# %% ../nbs/15_finetuning.ipynb #c34
 def epoch_batches(
     data, # TokenData
     batch_tokens, # Tokens of a batch at most, padding counted
@@ -108,7 +108,7 @@ def epoch_batches(
     out = [b for p in pools for b in _cut(p[np.argsort(n[p], kind='stable')], n, batch_tokens)]
     return [out[i] for i in rng.permutation(len(out))]
 
-# %% ../nbs/15_finetuning.ipynb #c13
+# %% ../nbs/15_finetuning.ipynb #c35
 def _cut(rows, n, batch_tokens):
     "Cut rows that are sorted by length into batches that fit"
     out,batch = [],[]
@@ -117,7 +117,7 @@ def _cut(rows, n, batch_tokens):
         batch.append(r)
     return out + [np.array(batch)] if batch else out
 
-# %% ../nbs/15_finetuning.ipynb #c14
+# %% ../nbs/15_finetuning.ipynb #c40
 def collate(
     data, # TokenData
     rows, # Which conversations
@@ -130,7 +130,7 @@ def collate(
     at = np.where(real, at, 0)
     return torch.from_numpy(np.where(real, data.tokens[at], pad).astype(np.int64)),torch.from_numpy(data.learn[at] & real)
 
-# %% ../nbs/15_finetuning.ipynb #c15
+# %% ../nbs/15_finetuning.ipynb #c43
 def loss_of(
     model, # A causal language model
     x, # Tokens (b, t)
@@ -142,13 +142,13 @@ def loss_of(
     logits = model.get_output_embeddings()(h[:, :-1][want])
     return F.cross_entropy(logits.float(), x[:, 1:][want])
 
-# %% ../nbs/15_finetuning.ipynb #c16
+# %% ../nbs/15_finetuning.ipynb #c49
 def optimizers(
     model, # A language model
     lr, # Peak learning rate
     kind='muon', # 'muon' or 'adamw'
     weight_decay=.01, # Of the hidden matrices
-    ns_steps=5, # Newton-Schulz iterations of Muon
+    ns_steps=3, # Newton-Schulz iterations of Muon
 ): # A list
     "Muon for hidden matrices, AdamW without weight decay for embeddings, head, norms and biases; or AdamW for all"
     rows,ps = matrices(model),[p for p in model.parameters() if p.requires_grad]
@@ -159,7 +159,7 @@ def optimizers(
     else: groups,muon = [dict(params=other, weight_decay=0.)],[torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, ns_steps=ns_steps, adjust_lr_fn='match_rms_adamw')]
     return muon + [torch.optim.AdamW(groups, lr=lr, betas=(.9, .95), fused=True)]
 
-# %% ../nbs/15_finetuning.ipynb #c17
+# %% ../nbs/15_finetuning.ipynb #c52
 def lr_at(
     step, # From 0
     steps, # In all
@@ -168,12 +168,12 @@ def lr_at(
     "Up in `warmup` steps, flat to the half, down to 0 in a line"
     return min((step+1)/(min(warmup, steps//4)+1), 1, 2*(steps-step)/steps)
 
-# %% ../nbs/15_finetuning.ipynb #c18
+# %% ../nbs/15_finetuning.ipynb #c56
 def _autocast(device, dtype):
     "Matrix products in `dtype`, all else in float32"
     return nullcontext() if dtype == 'float32' else torch.autocast(device.type, getattr(torch, dtype))
 
-# %% ../nbs/15_finetuning.ipynb #c19
+# %% ../nbs/15_finetuning.ipynb #c57
 @contextmanager
 def short_rows(
     model, # A language model
@@ -184,7 +184,24 @@ def short_rows(
     try: yield
     finally: model.set_attn_implementation(was)
 
-# %% ../nbs/15_finetuning.ipynb #c20
+# %% ../nbs/15_finetuning.ipynb #c58
+def _step(model, opts, x, learn, lr, dtype):
+    "One batch: loss, gradients, update"
+    with _autocast(x.device, dtype): loss = loss_of(model, x, learn)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for o in opts for g in o.param_groups for p in g['params']], 1.)
+    for o in opts:
+        for g in o.param_groups: g['lr'] = lr
+        o.step()
+        o.zero_grad(set_to_none=True)
+    return loss.item()
+
+# %% ../nbs/15_finetuning.ipynb #c59
+def _stream(data, batch_tokens, seed):
+    "Batches without end"
+    for epoch in itertools.count(): yield from epoch_batches(data, batch_tokens, seed, epoch)
+
+# %% ../nbs/15_finetuning.ipynb #c61
 def save_checkpoint(
     folder, # Where to; replaced as a whole
     model, # A model
@@ -201,7 +218,7 @@ def save_checkpoint(
         save_file({k: v.contiguous().cpu() for k,v in tensors.items()}, tmp/'state.safetensors')
         write_json(tmp/'state.json', about)
 
-# %% ../nbs/15_finetuning.ipynb #c21
+# %% ../nbs/15_finetuning.ipynb #c62
 def load_checkpoint(
     folder, # Where from
     model, # The same model
@@ -220,7 +237,7 @@ def load_checkpoint(
     torch.set_rng_state(tensors['rng'])
     return about
 
-# %% ../nbs/15_finetuning.ipynb #c22
+# %% ../nbs/15_finetuning.ipynb #c63
 def _states(tensors, i):
     "The states of optimizer `i`, by parameter"
     out = {}
@@ -228,7 +245,7 @@ def _states(tensors, i):
         if name.startswith(f'opt.{i}.'): _,_,j,k = name.split('.', 3); out.setdefault(int(j), {})[k] = t
     return out
 
-# %% ../nbs/15_finetuning.ipynb #c23
+# %% ../nbs/15_finetuning.ipynb #c65
 def train(
     model, # A language model; changed in place
     data, # TokenData
@@ -253,7 +270,7 @@ def train(
         past = load_checkpoint(checkpoint, model, opts, key) if checkpoint else {}
         return _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label)
 
-# %% ../nbs/15_finetuning.ipynb #c24
+# %% ../nbs/15_finetuning.ipynb #c66
 def _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label):
     "The loop itself, from the step after the checkpoint"
     losses,tokens,before = past.get('loss', []),past.get('tokens', 0),past.get('seconds', 0.)
@@ -270,20 +287,3 @@ def _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, ch
     model.eval()
     seconds = before+time.perf_counter()-start
     return dict(loss=losses, tokens=tokens, seconds=seconds, tokens_per_second=tokens/seconds)
-
-# %% ../nbs/15_finetuning.ipynb #c25
-def _stream(data, batch_tokens, seed):
-    "Batches without end"
-    for epoch in itertools.count(): yield from epoch_batches(data, batch_tokens, seed, epoch)
-
-# %% ../nbs/15_finetuning.ipynb #c26
-def _step(model, opts, x, learn, lr, dtype):
-    "One batch: loss, gradients, update"
-    with _autocast(x.device, dtype): loss = loss_of(model, x, learn)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for o in opts for g in o.param_groups for p in g['params']], 1.)
-    for o in opts:
-        for g in o.param_groups: g['lr'] = lr
-        o.step()
-        o.zero_grad(set_to_none=True)
-    return loss.item()

@@ -4,34 +4,38 @@
 
 # %% auto #0
 __all__ = ['LINES', 'LINE_SHARE', 'Habits', 'World', 'world', 'attributes', 'day', 'years', 'new_shoppers', 'Minds', 'minds',
-           'Memory', 'blank', 'remember', 'probabilities', 'simulate']
+           'Memory', 'blank', 'remember', 'probabilities', 'simulate', 'Ragged', 'encode', 'Split', 'split',
+           'check_no_leak', 'oracle_scores', 'shop_state', 'build_shop', 'gini', 'statistics', 'title_stem',
+           'same_series']
 
 # %% ../nbs/03_histories.ipynb #c2
-from dataclasses import dataclass,field
-from datetime import date
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+from fastcore.basics import patch
 
-from .catalogue import LAUNCH,Catalogue,load
-from .runs import InputError,shop_path
+from .catalogue import LAUNCH,Catalogue,from_frames,load,products
+from .runs import InputError,read_json,shop_path
 
 # %% ../nbs/03_histories.ipynb #c3
 @dataclass(frozen=True)
 class Habits:
     "How strongly each thing pulls at a choice, in units of log-probability"
-    appeal: float = 1.15          # one standard deviation of a product's general appeal
-    friends: float = 1.0         # a game that the shopper's friends play
-    genre: float = .8            # an attribute of the first favourite game; the next two count .7 and .5
-    theme: float = .5
+    appeal: float = 1.1          # one standard deviation of a product's general appeal
+    friends: float = .8          # a game that the shopper's friends play
+    genre: float = .85           # an attribute of the first favourite game; the next two count .7 and .5
+    theme: float = .55           
     vibe: float = .2
-    favourite_series: float = 1.2
-    drift: float = .3            # an attribute of the last purchase, relative to a favourite's
+    favourite_series: float = .9 
+    drift: float = .5            # an attribute of the last purchase, relative to a favourite's
     memory: float = .7           # what is left of that at each further purchase
     same_platform: float = .3    # the platform of the last purchase
-    owned_series: float = 1.2     # a series already bought from
-    last_series: float = 1.2      # the series of the last purchase
-    sequel: float = 1.5           # as new as or newer than the newest owned of its series
+    owned_series: float = .5     # a series already bought from
+    last_series: float = .5      # the series of the last purchase
+    sequel: float = .8           # as new as or newer than the newest owned of its series
     replaced: float = -2.2       # a console whose successor is owned
     twin: float = -4.            # the same game on another platform
     price: float = .25           # each 10 dollars above the budget, as a loss
@@ -71,7 +75,8 @@ def world(
     platforms, platform = np.unique(items['platform'].to_numpy(), return_inverse=True)
     games, game = np.unique(items['game'].to_numpy(), return_inverse=True)
     series = np.unique(items['series'].fill_null('no series: ' + items['game']).to_numpy(), return_inverse=True)[1]
-    appeal = h.appeal*(.86*r.normal(size=len(games))[game] + .5*r.normal(size=len(items)))
+    size = np.log([len(np.unique(game[series == s])) for s in range(series.max()+1)])[series]
+    appeal = h.appeal*(.8*r.normal(size=len(games))[game] + .5*r.normal(size=len(items)) + .3*(size - size.mean())/size.std())
     friends = h.friends*(r.random((n_groups, len(games))) < .05)[:, game]
     return World(items, attributes(items, h), platform, series, game, items['year'].to_numpy(), items['price'].to_numpy(), appeal, friends, list(platforms), h)
 
@@ -118,6 +123,7 @@ def _new_shopper(w, r):
     "One shopper: when, on what, of what taste, with which friends and money"
     length, pace = int(np.clip(5 + r.gamma(1.1, 5.5), 5, 30)), 75*r.gamma(3)/3
     gaps = 3 + r.exponential(pace, length)
+    gaps *= min(1, 18*365/gaps.sum())
     start = r.uniform(2003, max(2003.1, 2024.9 - gaps.sum()/365))
     days = day(start) + np.cumsum(gaps).astype(int)
     own = _consoles(w, r, start, days[-1])
@@ -282,3 +288,214 @@ def _shop(w, shoppers, days, luck):
 def _rows(x, rows):
     "The same dataclass of arrays with only some rows"
     return type(x)(*(getattr(x, f)[rows] for f in x.__dataclass_fields__))
+
+# %% ../nbs/03_histories.ipynb #c25
+@dataclass
+class Ragged:
+    "Rows of different lengths in one flat array"
+    values: np.ndarray   # int64 (n,)
+    offsets: np.ndarray  # int64 (rows + 1,)
+
+    def __len__(self): return len(self.offsets) - 1
+    def __getitem__(self, i): return self.values[self.offsets[i]:self.offsets[i+1]]
+    def __iter__(self): return (self[i] for i in range(len(self)))
+    @property
+    def lengths(self): return np.diff(self.offsets)
+    @classmethod
+    def of(cls, rows):
+        rows = [np.asarray(r, np.int64) for r in rows]
+        return cls(np.concatenate([np.zeros(0, np.int64), *rows]), np.cumsum([0] + [len(r) for r in rows], dtype=np.int64))
+
+# %% ../nbs/03_histories.ipynb #c26
+@patch
+def last(
+    self:Ragged,
+    n, # Values kept of each row
+    pad=-1, # Fills short rows
+): # (rows, n), right-aligned
+    "The last `n` of each row, as a rectangle"
+    at = self.offsets[1:, None] - np.arange(n, 0, -1)
+    real = at >= self.offsets[:-1, None]
+    if not len(self.values): return np.full(at.shape, pad, np.int64)
+    return np.where(real, self.values[np.where(real, at, 0)], pad)
+
+# %% ../nbs/03_histories.ipynb #c27
+@patch
+def take(
+    self:Ragged,
+    rows, # Row numbers
+): # A `Ragged`
+    "Some rows, in the order asked for"
+    rows = np.asarray(rows, np.int64)
+    n = self.lengths[rows]
+    offsets = np.concatenate([[0], n.cumsum()])
+    at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], n)
+    return Ragged(self.values[at], offsets)
+
+# %% ../nbs/03_histories.ipynb #c28
+@patch
+def head(
+    self:Ragged,
+    drop, # Values dropped at the end of each row
+): # A `Ragged`
+    "All but the last `drop` of each row"
+    n = np.maximum(self.lengths - drop, 0)
+    keep = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths) < np.repeat(n, self.lengths)
+    return Ragged(self.values[keep], np.concatenate([[0], n.cumsum()]))
+
+# %% ../nbs/03_histories.ipynb #c29
+@patch
+def append(
+    self:Ragged,
+    values, # One for each row
+): # A `Ragged`
+    "Each row with one more value"
+    offsets = self.offsets + np.arange(len(self.offsets))
+    out = np.empty(offsets[-1], np.int64)
+    out[offsets[1:]-1] = values
+    rest = np.ones(len(out), bool)
+    rest[offsets[1:]-1] = False
+    out[rest] = self.values
+    return Ragged(out, offsets)
+
+# %% ../nbs/03_histories.ipynb #c30
+def encode(
+    catalogue, # A `Catalogue`
+): # `Ragged` of item rows
+    "Item ids become row numbers of `catalogue.items`"
+    ids = catalogue.items['item_id']
+    flat = catalogue.histories['item_ids'].explode(empty_as_null=False, keep_nulls=False)
+    at = flat.replace_strict(ids, pl.int_range(len(ids), eager=True), return_dtype=pl.Int64).to_numpy()
+    return Ragged(at, np.concatenate([[0], catalogue.histories['item_ids'].list.len().to_numpy().cumsum()]).astype(np.int64))
+
+# %% ../nbs/03_histories.ipynb #c31
+@dataclass
+class Split:
+    "Who is trained, validated and tested on what; rows of `train`, `valid`, `test` and `users` belong together"
+    protocol: str       # loo
+    train: Ragged       # All but the last two purchases
+    valid: np.ndarray   # The second last (u,)
+    test: np.ndarray    # The last (u,)
+    users: np.ndarray   # Row of each user in the catalogue's histories (u,)
+    extra: Ragged       # Histories of fewer than three, for training only
+
+    def __len__(self): return len(self.users)
+    def inputs(self, which='test'):
+        if which not in ('valid', 'test'): raise InputError(f"inputs of {which!r}: wanted 'valid' or 'test'")
+        return self.train if which == 'valid' else self.train.append(self.valid)
+
+# %% ../nbs/03_histories.ipynb #c32
+def split(
+    ragged, # Histories, from `encode`
+    protocol='loo', # Leave one out: the last purchase tests, the one before it validates
+): # A `Split`
+    "Cut every history of three or more"
+    if protocol != 'loo': raise InputError(f"protocol {protocol!r} is unknown; choose 'loo'")
+    users = np.flatnonzero(ragged.lengths >= 3)
+    full, ends = ragged.take(users), ragged.take(users).last(2)
+    return Split(protocol, full.head(2), ends[:, 0], ends[:, 1], users, ragged.take(np.flatnonzero(ragged.lengths < 3)))
+
+# %% ../nbs/03_histories.ipynb #c33
+def check_no_leak(
+    split, # A `Split`
+    ragged=None, # The histories it was cut from, if at hand
+):
+    "Raise unless each row is train, then valid, then test, and nothing else"
+    n = len(split)
+    if not len(split.train) == len(split.valid) == len(split.test) == n: raise AssertionError('the parts of the split have different numbers of users')
+    if (split.train.lengths < 1).any() or (split.extra.lengths > 2).any(): raise AssertionError('a tested user has nothing to train on, or a longer one is left out')
+    if ragged is None: return
+    whole, want = split.inputs('test').append(split.test), ragged.take(split.users)
+    same = np.array_equal(whole.values, want.values) and np.array_equal(whole.offsets, want.offsets)
+    short = ragged.take(np.setdiff1d(np.arange(len(ragged)), split.users))
+    if not same or not np.array_equal(short.values, split.extra.values): raise AssertionError('the split leaks or loses purchases')
+
+# %% ../nbs/03_histories.ipynb #c34
+def oracle_scores(
+    catalogue, # The shop or a `top` of it
+    users, # Rows of `catalogue.histories`
+    block=500, # Users at a time
+): # (u, n_items) float32, rows sum to 1
+    "True probabilities of the last purchase, given that it is one of the catalogue's items"
+    if catalogue.source != 'shop': raise InputError(f'{catalogue.name}: only the simulated shop knows true probabilities')
+    meta, shop, shoppers = shop_state()
+    w, users = world(shop.items, meta['seed']), np.asarray(users)
+    cols = np.searchsorted(shop.items['item_id'].to_numpy(), catalogue.items['item_id'].to_numpy())
+    who = catalogue.histories[users].select('user_id', last=pl.col('item_ids').list.last())
+    past = who.join(shop.histories, on='user_id', maintain_order='left').join(shoppers, on='user_id', maintain_order='left')
+    return np.concatenate([_oracle(w, past[a:a+block], cols) for a in range(0, len(users), block)])
+
+# %% ../nbs/03_histories.ipynb #c35
+def _oracle(w, past, cols):
+    "Replay each shopper up to the purchase asked for"
+    row = {x: i for i, x in enumerate(w.items['item_id'])}
+    hist = [[row[x] for x in h] for h in past['item_ids']]
+    stop = np.array([h.index(row[x]) for h, x in zip(hist, past['last'])])
+    mem, m = blank(w, len(past)), minds(w, past)
+    for k in range(stop.max()):
+        rows = np.flatnonzero(stop > k)
+        remember(w, mem, rows, np.array([hist[r][k] for r in rows]))
+    days = past['timestamps'].list.get(pl.Series(stop)).cast(pl.Int32).to_numpy()
+    p = probabilities(w, m, mem, days)[:, cols]
+    return (p/p.sum(1, keepdims=True)).astype(np.float32)
+
+# %% ../nbs/03_histories.ipynb #c36
+def shop_state(): # Settings, full shop, shoppers
+    "The shop with what only the simulator knows"
+    folder = shop_path()/'catalogue'
+    return read_json(folder/'catalogue.json'), load('shop'), pl.read_parquet(folder/'shoppers.parquet')
+
+# %% ../nbs/03_histories.ipynb #c37
+def build_shop(
+    folder, # Where the four files go
+    n_users=6000, # Shoppers
+    seed=7, # Seed
+):
+    "Make the embedded shop from its games and write it"
+    items = products()
+    histories, shoppers = simulate(items, n_users, seed)
+    shop = from_frames(items, histories, name='shop', source='shop', licence='MIT; shoppers are simulated')
+    shop.save(folder, extra=dict(seed=seed, shoppers=n_users))
+    shoppers.write_parquet(Path(folder)/'shoppers.parquet', compression='zstd', compression_level=19)
+    return shop
+
+# %% ../nbs/03_histories.ipynb #c38
+def gini(
+    counts, # Purchases of each item
+): # 0 if all sell alike, near 1 if one sells everything
+    "How unequally items sell"
+    c = np.sort(np.asarray(counts, float))
+    return float(2*(np.arange(1, len(c)+1)*c).sum()/(len(c)*c.sum()) - (len(c)+1)/len(c))
+
+# %% ../nbs/03_histories.ipynb #c39
+def statistics(
+    catalogue, # A `Catalogue`
+): # One row
+    "The figures that papers print, and two that describe behaviour"
+    r = encode(catalogue)
+    counts = np.bincount(r.values, minlength=len(catalogue))
+    return pl.DataFrame(dict(name=catalogue.name, items=len(catalogue), users=len(r), purchases=len(r.values), density=len(r.values)/len(r)/len(catalogue),
+                             mean=r.lengths.mean(), median=float(np.median(r.lengths)), longest=int(r.lengths.max()),
+                             gini=gini(counts), same_series=same_series(catalogue, r)))
+
+# %% ../nbs/03_histories.ipynb #c40
+def title_stem(
+    title, # An item's title
+): # Its first two words
+    "First two words without articles: a rule that reads a series off any title"
+    words = [x for x in re.findall(r"[\w']+", (title or '').lower()) if x not in ('the', 'a', 'an', 'of')]
+    return ' '.join(words[:2])
+
+# %% ../nbs/03_histories.ipynb #c41
+def same_series(
+    catalogue, # A `Catalogue`
+    ragged=None, # Its histories, encoded
+): # Share of consecutive purchases
+    "Consecutive purchases whose titles begin alike"
+    r = encode(catalogue) if ragged is None else ragged
+    stems = np.array([title_stem(t) for t in catalogue.items['title']])
+    s = np.unique(stems, return_inverse=True)[1]
+    ends = np.zeros(len(r.values), bool)
+    ends[r.offsets[1:][r.lengths > 0]-1] = True
+    a, b = r.values[:-1][~ends[:-1]], r.values[1:][~ends[:-1]]
+    return float((s[a] == s[b]).mean())

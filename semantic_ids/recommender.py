@@ -176,7 +176,9 @@ class Turn:
 class Chat:
     "A conversation with the model"
     def __init__(self, rec, history=()):
-        self.rec,self.history,self.shown,self.messages = rec,rec.rows(history),[],talk.as_messages([])
+        self.rec,self.history,self.shown,self.turns = rec,rec.rows(history),[],[]
+    @property
+    def messages(self): return talk.as_messages(self.turns)
 
 # %% ../nbs/17_recommender.ipynb #c45
 @patch
@@ -214,9 +216,9 @@ def say(self:Chat,
     max_tokens=96, # Of an answer in words
 ): # Turn
     "One turn: the user's words in, the model's answer out"
-    rec,first = self.rec,len(self.messages) == 1
+    rec,first = self.rec,not self.turns
     past = f'I bought {"".join(rec.strings[i] for i in self.history[-rec.max_len:])}. ' if first and self.history else ''
-    self.messages.append(dict(role='user', content=past + rec.clean(text)))
+    self.turns.append(past + rec.clean(text))
     allowed = rec.mask(where, self.history + self.shown)
     raw = '<|sid_start|>' if talk.REC in text else answer(rec.model, rec.tok, rec.ids, rec.trie, self.messages, max_tokens, allowed)
     return self.reply(raw, n, allowed)
@@ -230,7 +232,7 @@ def reply(self:Chat, raw, n, allowed):
         items = rec.beam(self.messages, n, allowed)
         raw = '\n'.join(r.semantic_id for r in items) or 'Nothing in the shop fits that.'
         self.shown += rec.rows([r.item_id for r in items])
-    self.messages.append(dict(role='assistant', content=raw))
+    self.turns.append(raw)
     return Turn(rec.with_titles(raw), items, talk.chat_html(self.messages, dict(zip(rec.strings, rec.titles))), raw)
 
 # %% ../nbs/17_recommender.ipynb #c58

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['presets', 'InputError', 'remove', 'move', 'atomic', 'write_json', 'read_json', 'hash_of', 'source_hash',
-           'peak_rss_mb', 'Run', 'quiet', 'track', 'say', 'working', 'set_seed', 'Preset', 'preset', 'shop_path',
-           'results']
+           'peak_rss_mb', 'Run', 'terminal', 'quiet', 'track', 'say', 'working', 'set_seed', 'Preset', 'preset',
+           'shop_path', 'results']
 
 # %% ../nbs/21_runs.ipynb #c4
 import ast,hashlib,json,os,random,shutil,sys,time
@@ -40,7 +40,6 @@ def move(
         remove(old)
     else: os.replace(tmp, path)
 
-# %% ../nbs/21_runs.ipynb #c16
 @contextmanager
 def atomic(
     path, # The file or folder to be written
@@ -55,7 +54,7 @@ def atomic(
         move(tmp, path)
     finally: remove(tmp)
 
-# %% ../nbs/21_runs.ipynb #c24
+# %% ../nbs/21_runs.ipynb #c23
 def write_json(
     path, # Where to
     obj, # Dicts, lists, strings, numbers
@@ -64,14 +63,14 @@ def write_json(
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
     with atomic(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
 
-# %% ../nbs/21_runs.ipynb #c25
+# %% ../nbs/21_runs.ipynb #c24
 def _plain(o):
     "A numpy scalar, array or path as plain Python"
     if hasattr(o, 'tolist'): return o.tolist()
     if isinstance(o, Path): return str(o)
     raise TypeError(f'{type(o).__name__} does not fit into JSON')
 
-# %% ../nbs/21_runs.ipynb #c26
+# %% ../nbs/21_runs.ipynb #c25
 def read_json(
     path, # A JSON file
 ): # What it holds
@@ -80,7 +79,7 @@ def read_json(
     except FileNotFoundError: raise InputError(f'{path}: no such file') from None
     except (ValueError, UnicodeDecodeError): raise InputError(f'{path}: not valid JSON; delete it and run again') from None
 
-# %% ../nbs/21_runs.ipynb #c30
+# %% ../nbs/21_runs.ipynb #c28
 def hash_of(
     *parts, # Dicts, lists, strings, numbers, bytes, numpy arrays
 )->str: # 16 hex digits
@@ -89,7 +88,7 @@ def hash_of(
     for p in parts: _feed(h, p)
     return h.hexdigest()[:16]
 
-# %% ../nbs/21_runs.ipynb #c31
+# %% ../nbs/21_runs.ipynb #c29
 def _feed(h, o):
     "Feed `o` to the hash `h`, with its type, so that 1 and '1' differ"
     h.update(f'<{_kind(o)}>'.encode())
@@ -103,14 +102,13 @@ def _feed(h, o):
     else: raise TypeError(f'hash_of cannot take a {type(o).__name__}')
     h.update(b'</>')
 
-# %% ../nbs/21_runs.ipynb #c32
 def _kind(o):
     "The name under which `o` is hashed"
     if isinstance(o, (list, tuple)): return 'list'
     if isinstance(o, Path): return 'str'
     return type(o).__name__
 
-# %% ../nbs/21_runs.ipynb #c37
+# %% ../nbs/21_runs.ipynb #c34
 def source_hash(
     *names, # Modules of ours, such as 'rqvae'
 )->str: # 16 hex digits
@@ -118,14 +116,14 @@ def source_hash(
     root = Path(str(files('semantic_ids')))
     return hash_of(*[ast.dump(ast.parse((root/f'{n}.py').read_text(encoding='utf-8'))) for n in names])
 
-# %% ../nbs/21_runs.ipynb #c41
+# %% ../nbs/21_runs.ipynb #c37
 def peak_rss_mb():
     "The most memory this process has held, where the system tells"
     try: from resource import RUSAGE_SELF,getrusage
     except ImportError: return None
     return round(getrusage(RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10), 1)
 
-# %% ../nbs/21_runs.ipynb #c42
+# %% ../nbs/21_runs.ipynb #c38
 class Run:
     "A folder of stages, each made once for its key"
     def __init__(self, folder):
@@ -165,24 +163,28 @@ class Run:
         write_json(path/'key.json', dict(key=key))
         return path
 
-# %% ../nbs/21_runs.ipynb #c44
+# %% ../nbs/21_runs.ipynb #c40
 def _json_or_nothing(p):
     "The dict in `p`, or an empty one where the file is missing or broken"
     try: o = read_json(p)
     except InputError: return {}
     return o if isinstance(o, dict) else {}
 
-# %% ../nbs/21_runs.ipynb #c61
+# %% ../nbs/21_runs.ipynb #c56
 _state = dict(quiet=os.environ.get('SEMANTIC_IDS_QUIET') == '1', live=None)
 
-# %% ../nbs/21_runs.ipynb #c62
+# %% ../nbs/21_runs.ipynb #c57
+def terminal(stream):
+    "Does a person watch this stream? A notebook says yes and is none"
+    return stream.isatty() and 'ipykernel' not in sys.modules
+
+# %% ../nbs/21_runs.ipynb #c58
 def quiet(
     on=True, # Hide progress?
 ):
     "Switch the progress bars off or on"
     _state['quiet'] = on
 
-# %% ../nbs/21_runs.ipynb #c63
 def track(
     items, # What to walk through; None counts to `total`
     total=None, # How many there are, if `items` cannot say
@@ -191,17 +193,16 @@ def track(
     "Show progress and the time left in a terminal, nothing elsewhere"
     if items is None: items = range(total)
     if total is None and hasattr(items, '__len__'): total = len(items)
-    if _state['quiet'] or not sys.stderr.isatty(): yield from items
+    if _state['quiet'] or not terminal(sys.stderr): yield from items
     else: yield from _bar(items, total, label)
 
-# %% ../nbs/21_runs.ipynb #c64
+# %% ../nbs/21_runs.ipynb #c59
 def _columns():
     "What a progress line shows"
     from rich.progress import BarColumn,MofNCompleteColumn,TextColumn,TimeElapsedColumn,TimeRemainingColumn
     return [TextColumn('{task.description:<18}', markup=False), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn('left'), TimeRemainingColumn()]
 
-# %% ../nbs/21_runs.ipynb #c65
 def _bar(items, total, label):
     "One line of the live display; inner loops add lines to the outer one's"
     with _line(label, total) as (live, task):
@@ -209,7 +210,6 @@ def _bar(items, total, label):
             yield x
             live.advance(task)
 
-# %% ../nbs/21_runs.ipynb #c66
 @contextmanager
 def _line(label, total=None):
     "A line of the live display, which starts with the first line and ends with it"
@@ -224,7 +224,6 @@ def _line(label, total=None):
         live.remove_task(task)
         if not outer: live.stop(); _state['live'] = None
 
-# %% ../nbs/21_runs.ipynb #c67
 def say(
     text, # One line of plain text
 ):
@@ -233,17 +232,17 @@ def say(
     if _state['live']: _state['live'].console.print(text, markup=False, highlight=False)
     else: print(text, file=sys.stderr, flush=True)
 
-# %% ../nbs/21_runs.ipynb #c68
+# %% ../nbs/21_runs.ipynb #c60
 @contextmanager
 def working(
     label, # What is going on
 ):
     "A line in the terminal for as long as the block runs"
-    if _state['quiet'] or not sys.stderr.isatty(): yield
+    if _state['quiet'] or not terminal(sys.stderr): yield
     else:
         with _line(label): yield
 
-# %% ../nbs/21_runs.ipynb #c71
+# %% ../nbs/21_runs.ipynb #c63
 def set_seed(
     seed=42, # Any whole number
 ):
@@ -254,7 +253,7 @@ def set_seed(
     import torch
     torch.manual_seed(seed)
 
-# %% ../nbs/21_runs.ipynb #c74
+# %% ../nbs/21_runs.ipynb #c66
 @dataclass(frozen=True)
 class Preset:
     "Sizes, optimizer, encoder and dtype of a run; the defaults are `quickstart`"
@@ -269,8 +268,8 @@ class Preset:
     d_model:int = 64 # Width of both SASRecs
     sasrec_layers:int = 2
     sasrec_heads:int = 2
-    sasrec_epochs:int = 25
-    sasrec_lr:float = 2e-3
+    sasrec_epochs:int = 15
+    sasrec_lr:float = 4e-3
     sasrec_dropout:float = .2
     max_len:int = 20 # Items of a history the SASRecs see
     llm:str = 'small' # 'small', a Hub id or a folder
@@ -281,9 +280,9 @@ class Preset:
     ffn:int = 768
     vocab_size:int = 2048
     conversations:int = 20000
-    language_steps:int = 60 # Stage 0: plain text
-    vocab_steps:int = 40 # Stage 1: new rows only
-    llm_steps:int = 470 # Stage 2: all weights
+    language_steps:int = 100 # Stage 0: plain text
+    vocab_steps:int = 20 # Stage 1: new rows only
+    llm_steps:int = 700 # Stage 2: all weights
     batch_tokens:int = 768
     llm_lr:float = 3e-3
     optimizer:str = 'muon' # 'muon' (with AdamW) or 'adamw'
@@ -293,28 +292,27 @@ class Preset:
     eval_prompts:int = 150 # Requests of the steering benchmark
     seed:int = 42
 
-# %% ../nbs/21_runs.ipynb #c75
+# %% ../nbs/21_runs.ipynb #c67
 _big = dict(top=None, encoder='Qwen/Qwen3-Embedding-0.6B', codebook_size=256, rq_steps=20000, rq_lr=1e-3, rq_batch=4096,
             d_model=128, sasrec_epochs=40, sasrec_lr=1e-3, sasrec_dropout=.3, max_len=50, llm='Qwen/Qwen3-8B',
             conversations=2_000_000, language_steps=0, vocab_steps=1000, llm_steps=12000, batch_tokens=32768, llm_lr=2e-5,
             optimizer='adamw', dtype='bfloat16', threads=8, eval_users=5000, eval_prompts=1000)
 
-# %% ../nbs/21_runs.ipynb #c76
+# %% ../nbs/21_runs.ipynb #c68
 presets = dict(
     tiny=dict(top=100, codebook_size=16, rq_steps=120, sasrec_epochs=3, d_model=32, max_len=10, hidden=64, layers=2, heads=2,
               kv_heads=1, ffn=128, vocab_size=1024, conversations=600, language_steps=6, vocab_steps=4, llm_steps=20,
               batch_tokens=512, eval_users=60, eval_prompts=24),
     quickstart=dict(),
-    cpu=dict(top=2000, codebook_size=128, rq_steps=1500, sasrec_epochs=20, sasrec_lr=1.5e-3, sasrec_dropout=.3,
-             conversations=100_000, language_steps=120, vocab_steps=80, llm_steps=3200),
-    release=dict(top=None, codebook_size=64, rq_steps=1500, conversations=200_000, language_steps=200, vocab_steps=120,
-                 llm_steps=8700, eval_prompts=600),
+    cpu=dict(top=2000, codebook_size=128, rq_steps=1500, sasrec_dropout=.3,
+             conversations=60_000, language_steps=150, vocab_steps=40, llm_steps=3200),
+    release=dict(top=None, codebook_size=64, rq_steps=1500, conversations=90_000, language_steps=250, vocab_steps=40,
+                 llm_steps=5500, eval_prompts=300),
     colab={**_big, 'top': 5000, 'llm': 'Qwen/Qwen3-0.6B', 'conversations': 200_000, 'llm_steps': 3000, 'batch_tokens': 4096,
            'llm_lr': 1e-4, 'dtype': 'float32', 'threads': 2, 'eval_users': 1000, 'eval_prompts': 300},
     gpu=_big,
     cluster={**_big, 'llm_steps': 6000})
 
-# %% ../nbs/21_runs.ipynb #c77
 def preset(
     name='quickstart', # One of `presets`
     **overrides, # Any field of `Preset`
@@ -325,12 +323,12 @@ def preset(
     if bad: raise InputError(f"preset has no field '{sorted(bad)[0]}'; it has {', '.join(f.name for f in fields(Preset))}")
     return replace(Preset(name=name, **presets[name]), **overrides)
 
-# %% ../nbs/21_runs.ipynb #c85
+# %% ../nbs/21_runs.ipynb #c74
 def shop_path(): # A folder
     "Where the embedded shop lies in the package"
     return Path(str(files('semantic_ids')))/'shop'
 
-# %% ../nbs/21_runs.ipynb #c86
+# %% ../nbs/21_runs.ipynb #c75
 def results(
     name, # Such as 'shop' or 'games2018'
 )->dict:

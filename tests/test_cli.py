@@ -1,5 +1,6 @@
 """The command line: help, doctor, and what it says to bad input."""
 import json, os, subprocess, sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 
 from semantic_ids.pipeline import main
-from semantic_ids.runs import write_json
+from semantic_ids.runs import presets
 
 COMMANDS = 'quickstart run chat report doctor'.split()
 N = 40
@@ -40,7 +41,7 @@ def run(*args): return main(['run', '--preset', 'tiny', '--until', 'ids', *map(s
 def fault(f): FAULTS[f.__name__] = f; return f
 FAULTS = {}
 WORDS = dict(missing_column='title', missing_histories_column='item_ids', wrong_type='item_ids', duplicate_item='i03', unknown_item='nowhere',
-             empty_history='u05', one_item_histories='history', empty_catalogue='item', nan_vector='NaN', uneven_vectors='vectors', null_id='item_id', no_users='')
+             empty_histories='empty', one_item_histories='history', empty_catalogue='item', nan_vector='NaN', uneven_vectors='vectors', null_id='item_id', no_users='')
 
 @fault
 def missing_column(i, h): del i['title']
@@ -53,7 +54,7 @@ def duplicate_item(i, h): i['item_id'][4] = 'i03'
 @fault
 def unknown_item(i, h): h['item_ids'][7][2] = 'nowhere'
 @fault
-def empty_history(i, h): h['item_ids'][5] = []
+def empty_histories(i, h): h['item_ids'] = [[] for _ in h['item_ids']]
 @fault
 def one_item_histories(i, h): h['item_ids'] = [[x[0]] for x in h['item_ids']]
 @fault
@@ -93,6 +94,17 @@ def test_bad_frames(name, tmp_path, capfd):
     line = one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
     assert WORDS[name] in line
     no_stage(tmp_path/'to')
+
+
+def test_an_empty_and_a_short_history_are_counted(tmp_path, capfd):
+    h = histories()
+    h['item_ids'][5], h['item_ids'][6] = [], h['item_ids'][6][:1]
+    data = write(tmp_path/'data', items(), h)
+    assert run('--data', data, '--to', tmp_path/'to', '--until', 'catalogue') == 0
+    err = capfd.readouterr().err
+    assert 'empty histories left out: 1' in err and 'for training only: 1' in err
+    report = json.loads((tmp_path/'to'/'report.json').read_text())
+    assert report['catalogue']['users'] == 59 and 1 in report['catalogue']['dropped'].values()
 
 
 def test_missing_folder(tmp_path, capfd):
@@ -235,12 +247,28 @@ def test_csv_gives_the_same_catalogue(tmp_path, capfd):
     b = tmp_path/'b'
     b.mkdir()
     pl.DataFrame(i).write_csv(b/'items.csv')
-    pl.DataFrame(h).with_columns(pl.col('item_ids').list.join(' ')).write_csv(b/'histories.csv')
+    pl.DataFrame(h).with_columns(pl.col('item_ids').list.join('|')).write_csv(b/'histories.csv')
     hashes = []
     for d in (a, b):
         assert run('--data', d, '--to', tmp_path/f'to-{d.name}', '--until', 'catalogue') == 0, capfd.readouterr().err
         hashes.append(json.loads((tmp_path/f'to-{d.name}'/'catalogue'/'catalogue.json').read_text())['hash'])
-    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
+def test_quickstart_ends_with_tables_relatives_and_conversations(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(presets, 'quickstart', presets['tiny'])
+    monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
+    assert main(['quickstart']) == 0
+    out = capfd.readouterr().out
+    assert os.environ['HF_HUB_OFFLINE'] == '1'
+    for words in ('semantic_codes_hash', 'shares', '<|sid_start|>', 'sci-fi and action games for Xbox', 'animal and cute games', 'but for PlayStation?', 'Why', 'semantic-ids chat shop'):
+        assert words in out, words
+    assert (tmp_path/'runs'/'quickstart'/'report.html').exists()
+    monkeypatch.setattr('sys.stdin', StringIO('I like racing games. <|rec|>\n\nbut cheap \x1b[31mones <|rec|>\n'))
+    assert main(['chat', 'runs/quickstart', '--json']) == 0
+    turns = [json.loads(l) for l in capfd.readouterr().out.splitlines()]
+    assert len(turns) == 2 and all(len(t['items']) == 3 for t in turns)
 
 
 @pytest.mark.parametrize('command', ['', *COMMANDS])
