@@ -92,7 +92,7 @@ def products(
     rows = [_product(g, p) for g in games for p in g['platforms']]
     return pl.DataFrame(rows, schema=_PRODUCT, orient='row').sort('item_id')
 
-# %% ../nbs/01_catalogue.ipynb #c33
+# %% ../nbs/01_catalogue.ipynb #c32
 @dataclass
 class Catalogue:
     "Items, sorted by `item_id`, and histories, sorted by `user_id`"
@@ -108,7 +108,7 @@ class Catalogue:
     @property
     def purchases(self): return int(self.histories['item_ids'].list.len().sum())
 
-# %% ../nbs/01_catalogue.ipynb #c35
+# %% ../nbs/01_catalogue.ipynb #c34
 @patch(as_prop=True)
 def hash(self:Catalogue): # 16 hex digits
     "Of the content; column order, row order and file format do not matter"
@@ -116,7 +116,7 @@ def hash(self:Catalogue): # 16 hex digits
     for frame in (self.items, self.histories): h.update(frame.select(sorted(frame.columns)).write_ndjson().encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_catalogue.ipynb #c36
+# %% ../nbs/01_catalogue.ipynb #c35
 @patch
 def _repr_markdown_(self:Catalogue):
     "Counts, and the first titles"
@@ -129,7 +129,17 @@ def _safe(text):
     text = html.escape(str(text), quote=False)
     return re.sub(r'([\\`*_\[\]|$])', r'\\\1', text)
 
-# %% ../nbs/01_catalogue.ipynb #c41
+def _flat(lists):
+    "The values of a list column, one after the other"
+    return lists.explode(empty_as_null=False, keep_nulls=False)
+
+def _only(histories, keep):
+    "Histories without the items that are not in `keep`; columns that run along are cut alike"
+    along = [c for c in histories.columns if isinstance(histories.schema[c], pl.List)]
+    flat = histories.filter(pl.col('item_ids').list.len() > 0).explode(along).filter(pl.col('item_ids').is_in(keep.implode()))
+    return flat.group_by('user_id', maintain_order=True).agg(along).select(c for c in histories.columns if c == 'user_id' or c in along)
+
+# %% ../nbs/01_catalogue.ipynb #c40
 @patch
 def top(
     self:Catalogue,
@@ -149,18 +159,7 @@ def top(
     dropped = self.dropped | {f'items outside the top {n}': len(self) - len(items), f'users with fewer than {least} of them': len(self.histories) - len(histories)}
     return Catalogue(f'{self.name}-top{n}', items, histories, self.source, self.licence, dropped)
 
-# %% ../nbs/01_catalogue.ipynb #c42
-def _flat(lists):
-    "The values of a list column, one after the other"
-    return lists.explode(empty_as_null=False, keep_nulls=False)
-
-def _only(histories, keep):
-    "Histories without the items that are not in `keep`; columns that run along are cut alike"
-    along = [c for c in histories.columns if isinstance(histories.schema[c], pl.List)]
-    flat = histories.filter(pl.col('item_ids').list.len() > 0).explode(along).filter(pl.col('item_ids').is_in(keep.implode()))
-    return flat.group_by('user_id', maintain_order=True).agg(along).select(c for c in histories.columns if c == 'user_id' or c in along)
-
-# %% ../nbs/01_catalogue.ipynb #c47
+# %% ../nbs/01_catalogue.ipynb #c45
 NAMES = {'item_id': ['item_id', 'asin', 'parent_asin'], 'item_ids': ['item_ids', 'sequence'], 'platform': ['platform', 'meta_platform', 'platforms', 'meta_platforms'],
          'genres': ['genres', 'genre', 'meta_genre'], 'themes': ['themes', 'theme'], 'vibes': ['vibes', 'vibe'],
          'modes': ['modes', 'multiplayer', 'meta_multiplayer'], 'series': ['series', 'franchise', 'meta_franchise'], 'brand': ['brand', 'meta_brand'],
@@ -170,7 +169,7 @@ NAMES = {'item_id': ['item_id', 'asin', 'parent_asin'], 'item_ids': ['item_ids',
 LISTS, NUMBERS = ['genres', 'themes', 'vibes', 'modes', 'categories', 'features'], {'price': pl.Float64, 'rating': pl.Float64, 'year': pl.Int64}
 TEXTS = ['platform', 'series', 'brand', 'publisher', 'developer', 'esrb', 'description', 'game', 'product_type', 'hardware_type']
 
-# %% ../nbs/01_catalogue.ipynb #c49
+# %% ../nbs/01_catalogue.ipynb #c47
 def _ids(x, column, file, unique=True):
     "A column of ids as text: whole numbers or strings, none missing, none twice"
     t, s = x.schema[column], x[column]
@@ -182,7 +181,7 @@ def _ids(x, column, file, unique=True):
         raise InputError(f'{_row(file, i)}: {column} {s[i]!r} stands in row {(s == s[i]).arg_max()+1} already ({twice.sum():,} such rows); keep one row for each')
     return x.with_columns(s.alias(column))
 
-# %% ../nbs/01_catalogue.ipynb #c50
+# %% ../nbs/01_catalogue.ipynb #c48
 def _need(x, column, file):
     "A column that must be there"
     if column in x.columns: return
@@ -218,10 +217,10 @@ def _type(t):
     if isinstance(t, (pl.List, pl.Array)): return f'lists of {_type(t.inner)}'
     return 'text' if t == pl.String else 'whole numbers' if t.is_integer() else 'decimal numbers' if t.is_float() else str(t).lower()
 
-# %% ../nbs/01_catalogue.ipynb #c52
+# %% ../nbs/01_catalogue.ipynb #c50
 CONTROL = r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u{80}-\u{9f}\u{200b}-\u{200f}\u{202a}-\u{202e}\u{2066}-\u{2069}\u{feff}]'
 
-# %% ../nbs/01_catalogue.ipynb #c53
+# %% ../nbs/01_catalogue.ipynb #c51
 def _text(x, column, file, dropped):
     "A text column on one line each, without control characters; HTML stays, as text"
     s = x[column]
@@ -232,7 +231,7 @@ def _text(x, column, file, dropped):
     s = s.str.replace_all(CONTROL, '').str.replace_all(r'\s+', ' ').str.strip_chars()
     return s.replace('', None).alias(column)
 
-# %% ../nbs/01_catalogue.ipynb #c55
+# %% ../nbs/01_catalogue.ipynb #c53
 def _number(x, column, to, file):
     "A column of numbers; numbers written as text are read, empty text is no number"
     s = x[column]
@@ -244,17 +243,7 @@ def _number(x, column, to, file):
         raise InputError(f'{_row(file, i)}: {column} is {x[column][i]!r}; wanted a number or nothing')
     return out.cast(to, strict=False).alias(column)
 
-# %% ../nbs/01_catalogue.ipynb #c56
-def _list(x, column, file):
-    "A column of lists; text is cut at |, or at > if there is no |"
-    s = x[column]
-    if s.dtype in (pl.String, pl.Null): s = s.cast(pl.String).str.split('|' if s.cast(pl.String).str.contains('|', literal=True).any() else ' > ')
-    if isinstance(s.dtype, pl.Array): s = s.arr.to_list()
-    if not (isinstance(s.dtype, pl.List) and s.dtype.inner in (pl.String, pl.Null)): raise InputError(f'{file}: column {column} holds {_type(s.dtype)}; wanted lists of text, or text with | between the values')
-    s = s.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != '')))
-    return s.fill_null([]).alias(column)
-
-# %% ../nbs/01_catalogue.ipynb #c58
+# %% ../nbs/01_catalogue.ipynb #c55
 def _fill_titles(x, dropped):
     "A missing title becomes what else is known of the item"
     if not (n := x['title'].null_count()): return x
@@ -263,7 +252,7 @@ def _fill_titles(x, dropped):
     dropped['missing titles filled from attributes'] = n
     return x.with_columns(pl.coalesce('title', known, pl.lit('Item ') + pl.col('item_id')))
 
-# %% ../nbs/01_catalogue.ipynb #c59
+# %% ../nbs/01_catalogue.ipynb #c56
 def _items(x, file, dropped):
     "The item table in one form"
     x = _rename(x)
@@ -274,7 +263,16 @@ def _items(x, file, dropped):
     x = x.with_columns(_number(x, c, t, file) for c, t in NUMBERS.items() if c in x.columns)
     return _fill_titles(x, dropped).sort('item_id')
 
-# %% ../nbs/01_catalogue.ipynb #c61
+def _list(x, column, file):
+    "A column of lists; text is cut at |, or at > if there is no |"
+    s = x[column]
+    if s.dtype in (pl.String, pl.Null): s = s.cast(pl.String).str.split('|' if s.cast(pl.String).str.contains('|', literal=True).any() else ' > ')
+    if isinstance(s.dtype, pl.Array): s = s.arr.to_list()
+    if not (isinstance(s.dtype, pl.List) and s.dtype.inner in (pl.String, pl.Null)): raise InputError(f'{file}: column {column} holds {_type(s.dtype)}; wanted lists of text, or text with | between the values')
+    s = s.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != '')))
+    return s.fill_null([]).alias(column)
+
+# %% ../nbs/01_catalogue.ipynb #c58
 def _histories(x, file, dropped):
     "The history table in one form"
     x = _rename(x) if 'item_ids' not in x.columns else x
@@ -306,14 +304,14 @@ def _enough(x, file, dropped):
     if not (n >= 3).any(): raise InputError(f'{file}: the longest history has {n.max()} purchase{"s" if n.max() > 1 else ""}; wanted at least 3 (train, validate, test) for one user or more')
     if short := (n < 3).sum(): dropped['histories of one or two, for training only'] = short
 
-# %% ../nbs/01_catalogue.ipynb #c62
+# %% ../nbs/01_catalogue.ipynb #c59
 def _known(histories, items, files):
     "Every purchase is of an item in the table"
     flat = histories.select('user_id', 'item_ids').explode('item_ids')
     bad = flat.filter(~pl.col('item_ids').is_in(items['item_id'].implode()))
     if len(bad): raise InputError(f"{files[1]}, user {bad['user_id'][0]}: item {bad['item_ids'][0]!r} is not in {files[0]} ({len(bad):,} such purchases); add the item or remove the purchase")
 
-# %% ../nbs/01_catalogue.ipynb #c63
+# %% ../nbs/01_catalogue.ipynb #c60
 def from_frames(
     items, # A frame with item_id, title and any attributes
     histories, # A frame with user_id and item_ids, or one row a purchase with user_id and item_id
@@ -330,7 +328,7 @@ def from_frames(
     _known(histories, items, files)
     return Catalogue(name, items, histories, source, licence, dropped)
 
-# %% ../nbs/01_catalogue.ipynb #c68
+# %% ../nbs/01_catalogue.ipynb #c64
 def read_table(
     path, # A .parquet or .csv file
 ): # A frame
@@ -341,7 +339,7 @@ def read_table(
     try: return pl.read_parquet(path) if path.suffix == '.parquet' else pl.read_csv(path, infer_schema=False)
     except Exception as e: raise InputError(f'{path}: not a readable {path.suffix[1:]} file ({_line(e)}); it may be cut short: copy or download it again') from None
 
-# %% ../nbs/01_catalogue.ipynb #c69
+# %% ../nbs/01_catalogue.ipynb #c65
 def load(
     source='shop', # 'shop', a folder, a pair of files or a pair of frames
     top=None, # Keep the items most bought
@@ -354,7 +352,7 @@ def load(
     else: cat = _folder(Path(source))
     return cat if top is None else cat.top(top)
 
-# %% ../nbs/01_catalogue.ipynb #c70
+# %% ../nbs/01_catalogue.ipynb #c66
 def _pair(pair):
     "Two files or two frames"
     if len(pair) != 2: raise InputError(f'found {len(pair)} tables; wanted two, items and histories')
@@ -376,7 +374,7 @@ def _find(folder, *stems):
         if (folder/n).exists(): return folder/n
     raise InputError(f"{folder}: no {' or '.join(names)}; found {', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'}")
 
-# %% ../nbs/01_catalogue.ipynb #c77
+# %% ../nbs/01_catalogue.ipynb #c72
 @patch
 def save(
     self:Catalogue,
@@ -394,7 +392,7 @@ def save(
             write_json(tmp/'catalogue.json', note)
     except OSError as e: raise InputError(f'{folder}: cannot be written ({e.strerror or _line(e)}); choose another folder') from None
 
-# %% ../nbs/01_catalogue.ipynb #c78
+# %% ../nbs/01_catalogue.ipynb #c73
 @patch(cls_method=True)
 def load(
     cls:Catalogue,
@@ -403,11 +401,11 @@ def load(
     "Read a saved catalogue back"
     return _folder(Path(folder))
 
-# %% ../nbs/01_catalogue.ipynb #c88
+# %% ../nbs/01_catalogue.ipynb #c83
 WANTS = {'platform': ['platform'], 'genre': ['genres'], 'theme': ['themes'], 'vibe': ['vibes'], 'series': ['series'], 'mode': ['modes'],
          'brand': ['brand', 'publisher', 'developer'], 'not_genre': ['genres'], 'not_theme': ['themes'], 'not_platform': ['platform']}
 
-# %% ../nbs/01_catalogue.ipynb #c89
+# %% ../nbs/01_catalogue.ipynb #c84
 def fits(
     items, # A frame of items
     wants, # Such as dict(platform='Xbox', genre='Shooter', price_max=30); a list of genres wants them all, a list of platforms any
@@ -417,7 +415,7 @@ def fits(
     for key, value in wants.items(): ok &= _fit(items, key, value)
     return ok
 
-# %% ../nbs/01_catalogue.ipynb #c90
+# %% ../nbs/01_catalogue.ipynb #c85
 def _fit(items, key, value):
     "One wish"
     if key == 'price_max': return _cheap(items, value)

@@ -518,7 +518,7 @@ MIXES = [['platform', 'theme'], ['genre', 'theme'], ['platform', 'genre', 'theme
          ['theme', 'vibe'], ['platform', 'genre', 'price_max'], ['platform', 'price_max'], ['genre', 'price_max'], ['theme', 'price_max'], ['platform', 'series'],
          ['platform', 'theme', 'vibe'], ['genre', 'theme', 'vibe'], ['platform', 'mode'], ['genre', 'mode'], ['platform', 'brand'], ['genre', 'brand'], ['brand', 'price_max'], ['theme', 'mode']]
 NOTS = [['not_genre'], ['not_theme'], ['platform', 'not_genre'], ['platform', 'not_genre'], ['genre', 'not_theme'], ['platform', 'not_theme'],
-        ['platform', 'genre', 'not_theme'], ['theme', 'not_genre'], ['vibe', 'not_genre'], ['genre', 'not_vibe'], ['theme', 'not_theme']]
+        ['platform', 'genre', 'not_theme'], ['theme', 'not_genre'], ['vibe', 'not_genre'], ['genre', 'not_platform'], ['theme', 'not_theme']]
 def known(f, mixes): return [m for m in mixes if all((a.removeprefix('not_') in f.member) if a != 'price_max' else f.price is not None for a in m)]
 
 # %% ../nbs/13_conversations.ipynb #c90

@@ -199,6 +199,7 @@ def _step(model, opts, x, learn, lr, dtype):
 # %% ../nbs/15_finetuning.ipynb #c59
 def _stream(data, batch_tokens, seed):
     "Batches without end"
+    if not len(data): return
     for epoch in itertools.count(): yield from epoch_batches(data, batch_tokens, seed, epoch)
 
 # %% ../nbs/15_finetuning.ipynb #c61
@@ -262,17 +263,14 @@ def train(
     label='training', # What the progress line says
 ): # dict of loss per step, tokens, seconds, tokens_per_second
     "Train for a fixed number of steps; with a checkpoint, go on where a killed run stopped"
-    if not steps or not len(data): return dict(loss=[], tokens=0, seconds=0., tokens_per_second=0.)
-    only = new_rows_only(model, rows_from) if rows_from is not None else nullcontext()
-    key = hash_of(data.hash, steps, lr, batch_tokens, optimizer, dtype, seed, rows_from)
-    with only,short_rows(model):
-        opts = optimizers(model, lr, optimizer)
-        past = load_checkpoint(checkpoint, model, opts, key) if checkpoint else {}
-        return _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label)
+    with new_rows_only(model, rows_from) if rows_from is not None else nullcontext(), short_rows(model):
+        opts,key = optimizers(model, lr, optimizer),hash_of(data.hash, steps, lr, batch_tokens, optimizer, dtype, seed, rows_from)
+        return _loop(model, data, opts, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label)
 
 # %% ../nbs/15_finetuning.ipynb #c66
-def _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label):
+def _loop(model, data, opts, key, steps, lr, batch_tokens, dtype, seed, checkpoint, every, log, label):
     "The loop itself, from the step after the checkpoint"
+    past = load_checkpoint(checkpoint, model, opts, key) if checkpoint else {}
     losses,tokens,before = past.get('loss', []),past.get('tokens', 0),past.get('seconds', 0.)
     start,device = time.perf_counter(),model.device
     rows = itertools.islice(_stream(data, batch_tokens, seed), len(losses), steps)
@@ -286,4 +284,4 @@ def _loop(model, data, opts, past, key, steps, lr, batch_tokens, dtype, seed, ch
             save_checkpoint(checkpoint, model, opts, dict(key=key, loss=losses, tokens=tokens, seconds=before+time.perf_counter()-start))
     model.eval()
     seconds = before+time.perf_counter()-start
-    return dict(loss=losses, tokens=tokens, seconds=seconds, tokens_per_second=tokens/seconds)
+    return dict(loss=losses, tokens=tokens, seconds=seconds, tokens_per_second=tokens/max(seconds, 1e-9))

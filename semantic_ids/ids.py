@@ -313,7 +313,7 @@ def quality(
         report |= {'neighbour_overlap@5': neighbour_overlap(x, x_hat), 'reconstruction_cosine': float((unit(x) * unit(x_hat)).sum(1).mean())}
     return report
 
-# %% ../nbs/07_ids.ipynb #c93
+# %% ../nbs/07_ids.ipynb #c94
 @patch(as_prop=True)
 def hash(self:SemanticIDs):
     "16 hex digits of the table's content"
@@ -328,7 +328,7 @@ def save(self:SemanticIDs, folder):
     with atomic(folder / 'ids.parquet') as f: frame.write_parquet(f)
     write_json(folder / 'ids.json', dict(codebook_size=self.codebook_size, n_levels=self.n_levels, items=len(self), hash=self.hash))
 
-# %% ../nbs/07_ids.ipynb #c94
+# %% ../nbs/07_ids.ipynb #c95
 @patch(cls_method=True)
 def load(cls:SemanticIDs, folder):
     "Read what `save` wrote; a damaged table is an error"

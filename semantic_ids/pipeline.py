@@ -10,7 +10,7 @@ __all__ = ['needs', 'TRAININGS', 'ROWS', 'accelerator', 'versions', 'Work', 'out
            'load_conversations', 'hush', 'options', 'text_loss', 'language_split', 'said', 'sample', 'teach_words',
            'make_llm', 'load_llm', 'Asked', 'llm_ranks', 'llm_row', 'llm_figures', 'steering_figures',
            'make_evaluation', 'load_evaluation', 'device', 'make_report', 'measured', 'tables', 'fig_rows', 'fig_usage',
-           'fig_loss', 'fig_steering', 'figures', 'png', 'html_table', 'about', 'most_bought', 'item_rows',
+           'fig_loss', 'fig_steering', 'figures', 'png', 'img', 'html_table', 'about', 'most_bought', 'item_rows',
            'report_html', 'run', 'finish', 'clean', 'show_tables', 'known_games', 'relatives', 'neighbour_lines',
            'a_history', 'talk', 'five_conversations', 'show_end', 'parser', 'quickstart', 'run_command',
            'report_command', 'chat_command', 'turns', 'doctor', 'machine', 'memory_gb', 'encoder_here', 'can', 'main']
@@ -148,7 +148,7 @@ def load_catalogue(w, d):
     w.split = split(bought)
     check_no_leak(w.split, bought)
 
-# %% ../nbs/22_pipeline.ipynb #c23
+# %% ../nbs/22_pipeline.ipynb #c24
 def make_embeddings(w, d):
     from semantic_ids.embeddings import catalogue_vectors,save_vectors
     x,info = catalogue_vectors(w.catalogue, w.preset.encoder)
@@ -158,7 +158,7 @@ def load_embeddings(w, d):
     from semantic_ids.embeddings import load_vectors
     w.x,w.info = load_vectors(d)
 
-# %% ../nbs/22_pipeline.ipynb #c25
+# %% ../nbs/22_pipeline.ipynb #c27
 def make_quantizer(w, d):
     from semantic_ids.rqvae import RQVAE
     p = w.preset
@@ -171,7 +171,7 @@ def load_quantizer(w, d):
     w.quantizer = RQVAE.load(d)
     w.losses['quantizer'] = [h['error'] for h in w.quantizer.history]
 
-# %% ../nbs/22_pipeline.ipynb #c27
+# %% ../nbs/22_pipeline.ipynb #c30
 def make_ids(w, d):
     from semantic_ids import ids as table
     codes = w.quantizer.encode(w.x)
@@ -184,7 +184,7 @@ def load_ids(w, d):
     w.ids = SemanticIDs.load(d)
     w.trie = Trie(w.ids.codes)
 
-# %% ../nbs/22_pipeline.ipynb #c30
+# %% ../nbs/22_pipeline.ipynb #c33
 def baselines(w): # Row name to score function
     "Recommenders without training"
     from semantic_ids import metrics as m
@@ -193,7 +193,7 @@ def baselines(w): # Row name to score function
     if w.catalogue.source == 'shop': rows['oracle'] = m.oracle(w.catalogue)
     return rows
 
-# %% ../nbs/22_pipeline.ipynb #c31
+# %% ../nbs/22_pipeline.ipynb #c34
 def fit_sasrec(w, model, folder, checkpoint):
     "Train a SASRec, save it, and return its row of figures with the training log"
     from semantic_ids.metrics import evaluate
@@ -209,7 +209,7 @@ def sasrec_sizes(p):
     "The settings that both SASRecs share"
     return dict(d_model=p.d_model, n_layers=p.sasrec_layers, n_heads=p.sasrec_heads, max_len=p.max_len, dropout=p.sasrec_dropout)
 
-# %% ../nbs/22_pipeline.ipynb #c32
+# %% ../nbs/22_pipeline.ipynb #c35
 def make_sasrec(w, d):
     from semantic_ids.metrics import evaluate
     from semantic_ids.sasrec import SASRec
@@ -234,7 +234,7 @@ def make_semantic_sasrec(w, d):
 
 def load_semantic_sasrec(w, d): w.add(read_json(d/'metrics.json'))
 
-# %% ../nbs/22_pipeline.ipynb #c36
+# %% ../nbs/22_pipeline.ipynb #c39
 def make_conversations(w, d):
     from semantic_ids.conversations import build
     frame = build(w.catalogue, w.ids, w.split, w.preset.conversations, w.preset.seed)
@@ -244,7 +244,7 @@ def load_conversations(w, d):
     import polars as pl
     w.talks = pl.read_parquet(d/'train.parquet')
 
-# %% ../nbs/22_pipeline.ipynb #c37
+# %% ../nbs/22_pipeline.ipynb #c40
 TRAININGS = 'language vocabulary finetuning'.split()
 
 def hush():
@@ -285,10 +285,10 @@ def sample(n, k):
     import numpy as np
     return np.unique(np.linspace(0, n-1, min(n, k)).round().astype(int))
 
-# %% ../nbs/22_pipeline.ipynb #c38
+# %% ../nbs/22_pipeline.ipynb #c41
 def teach_words(w, folder):
     "Plain text first, then the vocabulary, then the new rows alone; saved to `folder`"
-    from semantic_ids import conversations as talk,finetuning as ft,vocabulary as v
+    from semantic_ids import finetuning as ft,vocabulary as v
     from semantic_ids.conversations import item_words
     p,(texts,held) = w.preset,w.texts
     model,tok = v.load_base(p.llm, p, [*texts, *said(w.talks)])
@@ -296,11 +296,13 @@ def teach_words(w, folder):
     logs = dict(language=ft.train(model, ft.encode_texts(tok, texts), **options(w, p.language_steps, 'language')))
     before = text_loss(model, tok, held)
     start = v.extend(model, tok, w.ids, item_words(w.catalogue))
-    logs['vocabulary'] = ft.train(model, ft.encode_conversations(tok, w.talks), rows_from=start, **options(w, p.vocab_steps, 'vocabulary'))
+    few = w.talks.head(p.vocab_steps*p.batch_tokens//16)
+    logs['vocabulary'] = ft.train(model, ft.encode_conversations(tok, few), rows_from=start, **options(w, p.vocab_steps, 'vocabulary'))
     model.save_pretrained(folder); tok.save_pretrained(folder)
     write_json(folder/'train.json', dict(logs=logs, before=before))
 
 def make_llm(w, d):
+    import torch
     from semantic_ids import finetuning as ft,vocabulary as v
     hush()
     w.texts = language_split(w.catalogue)
@@ -313,16 +315,15 @@ def make_llm(w, d):
     log = ft.train(model, data, **options(w, w.preset.llm_steps, 'finetuning'))
     loss = dict(before=past['before'], after=text_loss(model, tok, w.texts[1]))
     write_json(d/'train.json', dict(past['logs'], finetuning=log, language_loss=loss))
-    import torch
     model.to(getattr(torch, w.preset.dtype)).save_pretrained(d); tok.save_pretrained(d)
 
-# %% ../nbs/22_pipeline.ipynb #c39
+# %% ../nbs/22_pipeline.ipynb #c42
 def load_llm(w, d):
     log = read_json(d/'train.json')
     w.losses |= {k: log[k]['loss'] for k in TRAININGS}
     w.training = log
 
-# %% ../nbs/22_pipeline.ipynb #c42
+# %% ../nbs/22_pipeline.ipynb #c45
 class Asked:
     "The trained model of a run, for batches of prompts"
     def __init__(self, w):
@@ -346,7 +347,7 @@ class Asked:
         from semantic_ids.decoding import answer
         return [answer(self.model, self.tok, self.w.ids, self.w.trie, p, most, dtype=self.dtype) for p in track(prompts, label='asking')]
 
-# %% ../nbs/22_pipeline.ipynb #c43
+# %% ../nbs/22_pipeline.ipynb #c46
 def llm_ranks(w, asked, rows, n=10):
     "Rank of the test item in the model's list of n, infinity where it is not in it"
     import numpy as np
@@ -369,11 +370,11 @@ def llm_row(w, asked):
                 parameters=dict(embedding=size, other=sum(p.numel() for p in asked.model.parameters()) - size),
                 seconds_train=round(sum(w.training[k]['seconds'] for k in TRAININGS), 1))
 
-# %% ../nbs/22_pipeline.ipynb #c45
+# %% ../nbs/22_pipeline.ipynb #c48
 def llm_figures(w, asked):
     "report.llm: what the model knows about items, and how it was trained"
     from semantic_ids.steering import llm_metrics
-    found = llm_metrics(asked.items, asked.texts, w.catalogue, w.ids, n=min(len(w.ids), max(4, w.preset.eval_prompts//3)), seed=w.preset.seed)
+    found = llm_metrics(asked.items, asked.texts, w.catalogue, w.ids, n=min(len(w.ids), max(4, w.preset.eval_prompts//2)), seed=w.preset.seed)
     return dict(found, tokens_per_second_train=round(w.training['finetuning']['tokens_per_second'], 1), language_loss=w.training['language_loss'])
 
 def steering_figures(w, asked):
@@ -382,7 +383,7 @@ def steering_figures(w, asked):
     from semantic_ids.conversations import Facets,explain_prompt,load_requests
     p,f,say_id = w.preset,Facets(w.catalogue, w.ids),w.ids.strings
     found = s.benchmark(asked.items, s.requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), say_id)
-    pairs = s.explanation_pairs(f, max(4, p.eval_prompts//3), p.seed)
+    pairs = s.explanation_pairs(f, max(4, p.eval_prompts//2), p.seed)
     texts = asked.texts([explain_prompt(say_id[i], say_id[j]) for i, j in pairs])
     return dict(found, explanation=s.explanation_scores(f, pairs, texts) if pairs else {})
 
@@ -393,7 +394,7 @@ def make_evaluation(w, d):
 
 def load_evaluation(w, d): w.add(read_json(d/'metrics.json'))
 
-# %% ../nbs/22_pipeline.ipynb #c49
+# %% ../nbs/22_pipeline.ipynb #c52
 ROWS = 'popularity last_item item_knn content_knn sasrec semantic_codes semantic_codes_hash semantic_random llm oracle'.split()
 
 def device():
@@ -402,7 +403,7 @@ def device():
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return f'{platform.machine()} cpu, {os.cpu_count()} cores, {torch.get_num_threads()} thread' + 's'*(torch.get_num_threads() > 1)
 
-# %% ../nbs/22_pipeline.ipynb #c50
+# %% ../nbs/22_pipeline.ipynb #c53
 def make_report(w): # As in report.json
     "What the run measured; what it did not measure is absent"
     c,secs = w.catalogue,{k: v for k, v in w.run.seconds.items()}
@@ -419,7 +420,7 @@ def measured(o):
     kept = {k: measured(v) for k, v in o.items()}
     return {k: v for k, v in kept.items() if v is not None and v != {} and v == v}
 
-# %% ../nbs/22_pipeline.ipynb #c53
+# %% ../nbs/22_pipeline.ipynb #c56
 def tables(r): # Title to (header, rows)
     "The tables of a report, all cells as text"
     out = {}
@@ -505,13 +506,17 @@ def figures(w, r): # Caption to figure
     if r.get('steering', {}).get('satisfaction@10'): out['Steering'] = fig_steering(r['steering'])
     return out
 
-def png(fig): # An <img> element
-    "A figure as a picture inside the page"
+def png(fig): # Bytes
+    "A figure as a picture"
     b = BytesIO()
     fig.savefig(b, format='png', dpi=110, metadata=dict(Software=None))
-    return f'<img src="data:image/png;base64,{b64encode(b.getvalue()).decode()}" alt="">'
+    return b.getvalue()
 
-# %% ../nbs/22_pipeline.ipynb #c57
+def img(fig): # An <img> element
+    "A figure inside a page"
+    return f'<img src="data:image/png;base64,{b64encode(png(fig)).decode()}" alt="">'
+
+# %% ../nbs/22_pipeline.ipynb #c60
 def html_table(header, rows):
     "A table with every cell escaped"
     line = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
@@ -537,17 +542,17 @@ def item_rows(w, n=10):
     titles = w.catalogue.items['title'].to_list()
     return ['item', 'codes', 'semantic ID'], [[titles[i], ' '.join(map(str, w.ids.codes[i])), w.ids.strings[i]] for i in most_bought(w)[:n].tolist()]
 
-# %% ../nbs/22_pipeline.ipynb #c58
+# %% ../nbs/22_pipeline.ipynb #c61
 def report_html(w, r): # One self-contained page
     "The report as a web page: tables, figures and a few items with their IDs"
     title = html.escape(f"{r['catalogue']['name']}, preset {r['preset']}")
     body = [f'<h2>{html.escape(k)}</h2>{html_table(*t)}' for k, t in tables(r).items()]
-    pics = [f'<figure>{png(f)}<figcaption>{html.escape(k)}</figcaption></figure>' for k, f in figures(w, r).items()]
+    pics = [f'<figure>{img(f)}<figcaption>{html.escape(k)}</figcaption></figure>' for k, f in figures(w, r).items()]
     some = f'<h2>Items most bought</h2>{html_table(*item_rows(w))}' if hasattr(w, 'ids') else ''
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_css}</style><h1>{title}</h1>'
             f'<p>{html.escape(about(r))}</p>{"".join(pics)}{"".join(body)}{some}</html>\n')
 
-# %% ../nbs/22_pipeline.ipynb #c62
+# %% ../nbs/22_pipeline.ipynb #c65
 def run(
     source='shop', # 'shop', a folder, a pair of files or frames, or a Catalogue
     preset='quickstart', # A name or a `Preset`
@@ -571,7 +576,7 @@ def finish(w):
     with atomic(w.folder/'report.html') as tmp: tmp.write_text(report_html(w, w.report), encoding='utf-8')
     return w
 
-# %% ../nbs/22_pipeline.ipynb #c68
+# %% ../nbs/22_pipeline.ipynb #c71
 def _console():
     from rich.console import Console
     if terminal(sys.stdout): return Console(highlight=False)
@@ -626,7 +631,7 @@ def talk(rec, *turns):
     for t in turns: out += [('you', t), ('model', chat.say(t).text.replace('\n', '; '))]
     return out
 
-# %% ../nbs/22_pipeline.ipynb #c69
+# %% ../nbs/22_pipeline.ipynb #c72
 def five_conversations(w, rec): # Title to list of (speaker, text)
     "Five conversations with the model just trained"
     ids = a_history(w)
@@ -650,7 +655,7 @@ def show_end(w):
         for who, text in turns: c.print(clean(f'  {who:>5}: {text}'))
     c.print(clean(f"\n{about(r)}\n{w.folder/'report.html'}\nTalk to the packaged model: semantic-ids chat shop"))
 
-# %% ../nbs/22_pipeline.ipynb #c74
+# %% ../nbs/22_pipeline.ipynb #c77
 class _Parser(argparse.ArgumentParser):
     "Usage errors on one line"
     def error(self, message): raise InputError(f'{message}; see `{self.prog} --help`')
@@ -764,7 +769,7 @@ def can(memory, gpu):
 
 _commands = dict(quickstart=quickstart, run=run_command, chat=chat_command, report=report_command, doctor=doctor)
 
-# %% ../nbs/22_pipeline.ipynb #c75
+# %% ../nbs/22_pipeline.ipynb #c78
 def _fail(message, code):
     "One line on stderr"
     line = ' '.join(str(message).split())
@@ -781,7 +786,7 @@ def _os_error(e):
     traceback.print_exc()
     return 1
 
-# %% ../nbs/22_pipeline.ipynb #c76
+# %% ../nbs/22_pipeline.ipynb #c79
 def main(
     argv=None, # Words after `semantic-ids`; None reads the command line
 )->int: # 0 done, 2 bad input or usage, 1 anything else, 130 stopped

@@ -19,7 +19,7 @@ from .decoding import answer,item_beam
 from .embeddings import catalogue_vectors,load_vectors,neighbours
 from .ids import SemanticIDs,Trie,to_string
 from .rqvae import RQVAE
-from .runs import InputError,read_json,shop_path
+from .runs import FORMAT_VERSION,InputError,read_json,shop_path
 from .vocabulary import load_base
 
 # %% ../nbs/17_recommender.ipynb #c7
@@ -72,6 +72,9 @@ def load(cls:Recommender,
     d = shop_path() if str(source) == 'shop' else Path(source)
     missing = [n for n in ('catalogue', 'embeddings', 'quantizer', 'ids', 'llm') if not (d/n).is_dir()]
     if missing: raise InputError(f"{source}: no {missing[0]}/ in it; give 'shop' or the folder of a finished `semantic-ids run`")
+    about = read_json(d/'package.json') if (d/'package.json').exists() else {}
+    if about.get('format_version', FORMAT_VERSION) != FORMAT_VERSION:
+        raise InputError(f"{source}: a run of format {about['format_version']}, this version reads format {FORMAT_VERSION}; run the pipeline again")
     model,tok = load_base(str(d/'llm'))
     x,info = load_vectors(d/'embeddings')
     return cls(Catalogue.load(d/'catalogue'), SemanticIDs.load(d/'ids'), model.eval(), tok, x, info, RQVAE.load(d/'quantizer'))

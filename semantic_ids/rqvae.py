@@ -153,7 +153,7 @@ CURES = ('scale', 'kmeans', 'restart', 'repair')
 def _train(self:RQVAE, x, seed, steps, lr, batch, dtype, cures, every=20):
     opt = torch.optim.AdamW([dict(params=[*self.encoder.parameters(), *self.decoder.parameters()], weight_decay=1e-4),
                              dict(params=[self.codebooks], weight_decay=0.)], lr=lr)
-    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=max(steps, 2), pct_start=.1)
+    plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=max(steps, 20), pct_start=.1)
     used = torch.zeros(self.codebooks.shape[:2], device=x.device)
     for step in track(range(steps), steps, 'quantizer'):
         b = x if len(x) <= batch else x[torch.randint(len(x), (batch,), device=x.device)]

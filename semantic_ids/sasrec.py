@@ -38,7 +38,7 @@ class Block(nn.Module):
     def forward(self, x, mask):
         b, l, d = x.shape
         p = self.dropout if self.training else 0.
-        q, k, v = self.qkv(self.norm1(x)).view(b, l, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm1(x)).view(b, l, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=p)
         x = x + F.dropout(self.out(z.transpose(1, 2).reshape(b, l, d)), p)
         return x + F.dropout(self.mlp(self.norm2(x)), p)
@@ -90,7 +90,7 @@ def _known(model, v):
 
 # %% ../nbs/10_sasrec.ipynb #c26
 @patch
-@torch.inference_mode()
+@torch.no_grad()
 def score(self:SASRec,
           inputs,     # Ragged of item indices, the newest last
           users=None, # Not used; score functions get it

@@ -172,7 +172,7 @@ def init_rows(
     "Give the new rows a start: noise, the mean of all rows, or the words of the items that carry the code"
     old = weight[:start].float()
     noise = torch.randn(weight[start:].shape, generator=torch.Generator().manual_seed(seed)).to(old)*old.std()
-    new = noise if init == 'random' else old.mean(0) + .2*noise
+    new = noise if init == 'random' else .5*noise if words else old.mean(0) + .5*noise
     if words: new[sid_0-start:sid_0-start+ids.codes.shape[1]*ids.codebook_size] += meanings(old, ids, words)
     weight[start:] = new.to(weight.dtype)
 

@@ -1,0 +1,27 @@
+"""Puts a finished run of the shop into the package: python tools/package.py RUN_FOLDER
+
+The folder is what `semantic-ids run --data shop --preset release --to RUN_FOLDER` leaves. Conversations stay behind; everything that
+pages and `Recommender.load('shop')` read is copied, and package.json says which format and which IDs they are.
+"""
+import shutil, sys
+from pathlib import Path
+from semantic_ids.ids import SemanticIDs
+from semantic_ids.runs import FORMAT_VERSION, InputError, read_json, shop_path, write_json
+
+PARTS = 'embeddings quantizer ids sasrec semantic_sasrec llm'.split()
+
+def package(run):
+    run, shop = Path(run), shop_path()
+    report = read_json(run/'report.json')
+    if report['preset'] != 'release': raise InputError(f"{run}: made with preset {report['preset']}; the package holds a release run")
+    if read_json(run/'catalogue'/'catalogue.json')['hash'] != read_json(shop/'catalogue'/'catalogue.json')['hash']:
+        raise InputError(f'{run}: made from another shop than the one in the package; run it again')
+    for part in PARTS:
+        shutil.rmtree(shop/part, ignore_errors=True)
+        shutil.copytree(run/part, shop/part, copy_function=shutil.copyfile)
+    shutil.copyfile(run/'report.json', shop/'report.json')
+    write_json(shop/'package.json', dict(format_version=FORMAT_VERSION, ids=SemanticIDs.load(shop/'ids').hash))
+    size = sum(f.stat().st_size for f in shop.rglob('*') if f.is_file())
+    print(f'{shop}: {size/1e6:.1f} MB')
+
+if __name__ == '__main__': package(sys.argv[1])
