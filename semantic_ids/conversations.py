@@ -107,7 +107,7 @@ def count(
     size = lambda p: count(RULES[p[1:]], held) if p[:1] == '@' else 1 if isinstance(p, str) else count(p, held)
     return sum(np.prod([size(p) for p in parts], dtype=float) for parts in node[0] + node[1]*held)
 
-# %% ../nbs/13_conversations.ipynb #c27
+# %% ../nbs/13_conversations.ipynb #c26
 WORDS = {}
 WORDS['platform'] = {
     'PC': 'PC, computer, Windows, Windows PC, laptop, desktop, Steam, gaming PC, home computer, notebook',
@@ -124,7 +124,7 @@ WORDS['platform'] = {
     'Game Boy Advance': 'Game Boy Advance, GBA, Gameboy Advance, Game Boy, GameBoy, Advance SP',
     'PlayStation': 'PlayStation, Playstation, PS, play station, Sony console, Playstation console, Sony', 'Nintendo': 'Nintendo, Nintendo console, a Nintendo system, nintendo machine'}
 
-# %% ../nbs/13_conversations.ipynb #c28
+# %% ../nbs/13_conversations.ipynb #c27
 WORDS['genre'] = {
     'Action': 'action, pure action, action-packed, beat em up, hack and slash / action, hacking and slashing, non-stop action, beating up enemies',
     'Action-Adventure': 'action-adventure, action adventure, action and adventure / action-adventure, action with exploring, an adventure with action',
@@ -146,7 +146,7 @@ WORDS['genre'] = {
     'Sandbox': 'sandbox, open-ended, building, crafting / sandbox games, building, crafting, building what I like, total freedom',
     'Visual Novel': 'visual novel, text-heavy, interactive novel / visual novels, interactive stories, reading a story, interactive novels'}
 
-# %% ../nbs/13_conversations.ipynb #c29
+# %% ../nbs/13_conversations.ipynb #c28
 WORDS['theme'] = {
     'Fantasy': 'fantasy, magical, magic, high fantasy / fantasy, magic, wizards, elves, swords and sorcery, fantasy worlds',
     'Sci-Fi': 'sci-fi, science fiction, scifi, SF, futuristic, sci fi / sci-fi, science fiction, the future, scifi, futuristic worlds, sci fi',
@@ -163,7 +163,7 @@ WORDS['theme'] = {
     'Robots & Mechs': 'robot, robots, mech, mecha, robots and mechs / robots, mechs, giant robots, mecha, robots & mechs, machines',
     'Mystery': 'mystery, mysterious, whodunit / mysteries, mystery, secrets, unexplained events, a mystery', 'Medieval': 'medieval, middle ages, knightly / knights, the Middle Ages, castles, medieval times, knights and castles'}
 
-# %% ../nbs/13_conversations.ipynb #c30
+# %% ../nbs/13_conversations.ipynb #c29
 WORDS['theme'] |= {
     'Nature': 'nature, natural, outdoor, wilderness / nature, the outdoors, forests, wilderness, plants, the great outdoors', 'Mythology': 'mythology, mythological, mythical, Greek myth / mythology, myths, gods, legends, Greek gods, Norse gods',
     'Toys': 'toy, toys, plastic brick / toys, toy bricks, dolls, living toys, toy figures', 'Life': 'life, slice-of-life, everyday life, daily life / everyday life, daily life, real life, people and relationships, living a second life',
@@ -176,7 +176,7 @@ WORDS['theme'] |= {
     'Zombies': 'zombie, zombies, undead / zombies, the undead, the living dead, walking dead, zombie hordes', 'City Building': 'city building, city-building, city builder, town building / building cities, building a city, cities, city building, building towns',
     'Pirates': 'pirate, pirates, swashbuckling, seafaring / pirates, sailing ships, buccaneers, treasure and ships, the high seas', 'Motorsport': 'motorsport, Formula 1, track racing, rally / motorsport, motor sports, racing cars, rally, real race tracks'}
 
-# %% ../nbs/13_conversations.ipynb #c31
+# %% ../nbs/13_conversations.ipynb #c30
 WORDS['theme'] |= {
     'Fitness': 'fitness, workout, exercise, gym / fitness, working out, exercise, exercising, getting fit, losing weight', 'Dance': 'dance, dancing, dancefloor / dancing, dance, dance moves, dancing around',
     'Time Travel': 'time travel, time-travelling, time-bending / time travel, travelling through time, time machines, going back in time', 'Ninja & Samurai': 'ninja, samurai, ninja and samurai, feudal Japan / ninjas, samurai, ninja & samurai, feudal Japan, shinobi',
@@ -188,7 +188,7 @@ WORDS['theme'] |= {
     'Heist': 'heist, robbery, bank robbery / heists, robberies, robbing banks, a heist, thieves', 'Underwater': 'underwater, undersea, ocean, deep-sea, diving / the sea, underwater worlds, the ocean, diving, fish, submarines',
     'World War II': 'World War II, WWII, WW2, second world war, World War 2 / World War II, WWII, WW2, the second world war, World War 2', 'American Football': 'American football, football, NFL, gridiron / American football, NFL, NFL football, quarterbacks, touchdowns'}
 
-# %% ../nbs/13_conversations.ipynb #c32
+# %% ../nbs/13_conversations.ipynb #c31
 WORDS['theme'] |= {
     'Western': 'western, cowboy, wild west / cowboys, the wild west, westerns, the old west, gunslingers', 'Golf': 'golf, golfing, mini golf / golf, golfing, golf courses, playing golf',
     'Snowboarding': 'snowboarding, snowboard, winter sports / snowboarding, snowboards, snow, winter sports', 'Basketball': 'basketball, NBA, hoops / basketball, NBA, hoops, dunking, shooting hoops',
@@ -199,7 +199,7 @@ WORDS['theme'] |= {
     'Baseball': 'baseball, MLB / baseball, MLB, home runs, batting', 'Trains': 'train, trains, railway, railroad / trains, railways, railroads, locomotives', 'Pets': 'pet, pets, puppy, virtual pet / pets, puppies, dogs and cats, kittens, raising a pet',
     'Hockey': 'hockey, ice hockey, NHL / hockey, ice hockey, NHL, pucks', 'Cooking': 'cooking, kitchen, chef, food / cooking, food, kitchens, chefs, recipes, baking'}
 
-# %% ../nbs/13_conversations.ipynb #c34
+# %% ../nbs/13_conversations.ipynb #c33
 WORDS['vibe'] = {
     'Fast-Paced': 'fast-paced, fast, quick, frantic, adrenaline, hectic, speedy, fast paced / speed, adrenaline, fast-paced fun, a fast pace, a rush',
     'Story-Rich': 'story-rich, story-driven, narrative, story, story rich, plot-heavy / good stories, a good story, a deep plot, great storytelling, a strong story, a gripping plot',
@@ -215,13 +215,13 @@ WORDS['vibe'] = {
     'Thoughtful': 'thoughtful, intelligent, clever, smart, reflective / thinking, deep thoughts, thoughtfulness, ideas to think about', 'Emotional': 'emotional, touching, moving, sad, heartfelt / emotions, feelings, tears, something to cry over, a touching tale',
     'Scary': 'scary, creepy, frightening, spooky, terrifying / scares, being scared, fear, getting scared, jump scares', 'Cosy': 'cosy, cozy, comfy, snug, heartwarming, gentle / cosiness, comfort, cosy evenings, a cosy feel, coziness'}
 
-# %% ../nbs/13_conversations.ipynb #c35
+# %% ../nbs/13_conversations.ipynb #c34
 WORDS['mode'] = {
     'Single-player': 'single-player, solo, single player, one-player / playing alone, playing solo, one player, myself alone', 'Co-op': 'co-op, cooperative, coop, co-operative / playing together, co-op, teaming up, playing as a team, cooperation',
     'Local multiplayer': 'local multiplayer, couch multiplayer, split-screen, same-screen, multiplayer / playing on the couch with friends, local multiplayer, split screen, friends on one sofa, several players at home, multiplayer',
     'Online multiplayer': 'online, online multiplayer, internet multiplayer, multiplayer / playing online, online multiplayer, playing over the internet, online matches, multiplayer'}
 
-# %% ../nbs/13_conversations.ipynb #c36
+# %% ../nbs/13_conversations.ipynb #c35
 @lru_cache(None)
 def words(
     attr, # Attribute
@@ -233,7 +233,7 @@ def words(
     after = [w.strip() for w in after.split(',') if w.strip()] or before
     return [value]*len(before) + before, after + [value]*(len(after)//2 if attr in ('genre', 'theme') else 0)
 
-# %% ../nbs/13_conversations.ipynb #c40
+# %% ../nbs/13_conversations.ipynb #c38
 AFTER = {
     'platform': '[for|for|for|on|on the|for the|for my|on my|for a|that runs on|that works on|playable on|which I can play on|available on|for our|for his|for her|to play on|to play on my|to use with my|~made to run on|~compatible with the|~that will work with my] {x}',
     'genre': '[with|with lots of|with some|with] {y}|in the {x} genre|, {x}| - {x}|[of the|of] {x} [kind|type|sort]|~where I get to do some {y}',
@@ -247,7 +247,7 @@ AFTER = {
 AFTER |= dict.fromkeys(['not_theme', 'not_vibe', 'not_platform', 'not_series', 'not_brand'], AFTER['not_genre'])
 RULES['money'] = '${x}|${x}|${x}|{x} dollars|{x} bucks|{x}$|{x} USD|{x}'
 
-# %% ../nbs/13_conversations.ipynb #c42
+# %% ../nbs/13_conversations.ipynb #c40
 RULES['who'] = 'my [son|daughter|nephew|niece|brother|sister|friend|wife|husband|girlfriend|boyfriend|dad|mum|mother|father|cousin|kid|little brother|grandson|boss|roommate|~godchild]|he|she|our [son|daughter|kid|neighbour]|the [boy|girl|kid]'
 RULES['have'] = '[I|I|I|we|we|my kids|they] [have|own|use|play on|bought|only have|still have|just got|mostly play on|sit in front of|~got hold of]|@who [has|owns|plays on|uses|only has|got|~recently received]|I\'ve got|got|there is|I just bought|we play on|it must run on|it is for|it has to work on|my [console|machine|system|device] is'
 RULES['like'] = '[I|I|I|we|my kids|they|people here] [like|love|enjoy|adore|want|prefer|need|play|usually play|mostly play|really like|really love|would like|fancy|always pick|am into|feel like|crave|~cannot get enough of|~lean towards]|@who [likes|loves|enjoys|wants|prefers|is into|adores|is crazy about|asked for|is fond of|keeps talking about|~can never resist]|I\'m into|I\'m a fan of|big fan of|fan of|in the mood for|I\'m in the mood for|love|likes|interested in|my favourite is|it should have|it should be about|give me|I care about|today I want|tonight: |I can\'t get enough'
@@ -258,7 +258,7 @@ STATE = {'platform': '@have [a|a|the|my|an old|a new|] {x}', 'genre': '@like [{x
          'mode': '@like {y}|[it should be|it must be|make it] {x}|@like {x} games', 'brand': '@like {x}|@like [games|things|stuff|products] [by|from] {x}|it should be [by|from] {x}', 'price_max': '@afford'}
 STATE |= dict.fromkeys(['not_genre', 'not_theme', 'not_vibe', 'not_series', 'not_brand'], '@hate [{x}|{y}|{y}|{x} games]') | {'not_platform': '[I don\'t have|I do not own|I sold my|not for|not on|no|anything but|we don\'t have|@who doesn\'t have] [a|the|] {x}'}
 
-# %% ../nbs/13_conversations.ipynb #c44
+# %% ../nbs/13_conversations.ipynb #c42
 RULES['ask'] = ('@verb|@verb|@can @verb2|@can @verb2|@iam|@iam|@q|@q')
 RULES['verb'] = '[|please |pls |just |hey, |ok, |now |kindly |maybe ][recommend|recommend me|recommend us|suggest|suggest me|show me|show us|find me|find us|find|give me|get me|list|pick|pick me|choose|choose me|name|tell me|look for|search for|search|bring up|display|advise|advise me on|sell me|help me find|help me choose|help me pick|help me get|let me see|let\'s see|send me|offer me|throw in|~point me to|~dig up|~lay out]'
 RULES['verb2'] = '[recommend|recommend me|suggest|suggest me|show me|show us|find me|find|give me|tell me|pick|pick out|name|help me find|help me choose|help me with|think of|look up|list|advise me on|offer|get me|~scare up|~rustle up]'
@@ -269,7 +269,7 @@ RULES['best'] = '||||||the best |a good |good |a great |great |some |some good |
 RULES['thing'] = 'game|game|game|game|games|games|games|title|titles|one|ones|video game|video games|pick|choice|thing|things|stuff|experience|product|disc|item|~offering'
 RULES['some'] = 'something|something|anything|a game|games|any game|some games|what you have|stuff|things|a title|something good|a present|something new|~whatever you have'
 
-# %% ../nbs/13_conversations.ipynb #c45
+# %% ../nbs/13_conversations.ipynb #c43
 RULES['before'] = ('[Hi|Hello|Hey|Hi there|Good morning|Good evening|Hello there|Howdy|Dear shop|Yo|Greetings][. |, |! | ]|@life. |@life. |@life. |@gift. |@gift. |[So|Well|Ok|Okay|Right|Now|Um|Listen|Please help|Quick question|Question|Help], |')
 RULES['life'] = ('I have [a free weekend|some time|a day off|two weeks off|nothing to do|a long flight ahead|an hour every evening|to wait for the bus a lot]|I am [bored|new here|new to this|back after years|on holiday|at home with a cold|not good at games|a bit older|a student|a beginner|stuck at home]|I [just finished my last game|have not played for years|finished everything I own|play every night|only play at weekends|get bored quickly|work a lot|need a break|don\'t know what to play|saw an ad|lost my old one|can\'t decide]|'
                  'It is [raining|cold outside|late|Friday night|the holidays|too hot to go out]|We [are having friends over|are on the road|have a party on Saturday|are moving house|play after dinner|have a long drive]|[Work was hard|School is out|Summer is here|Winter is coming|The week was long|My old games are boring|Money is no problem|Time is short|Everyone is asleep|Nothing on the telly tonight]|~The evenings are getting longer')
@@ -283,7 +283,7 @@ FILLER = ('the and of to in is that it was for as with be at this have from or h
           'saw far sea draw left late run while press close night real life few stop open seem together next white children begin got walk example ease paper often always music those both mark book letter until mile river car '
           'feet care second group carry took rain eat room friend began idea fish mountain north once base hear horse cut sure watch color face wood main enough plain girl usual young ready above ever red list though feel talk bird').split()
 
-# %% ../nbs/13_conversations.ipynb #c49
+# %% ../nbs/13_conversations.ipynb #c47
 def slot(
     template, # Template with {x} or {y}
     attr, # Attribute, perhaps not_...
@@ -294,7 +294,7 @@ def slot(
     x, y = words(attr.removeprefix('not_'), value) if attr != 'price_max' else ([f'{value:g}'],)*2
     return expand(template, rng, held).replace('{x}', rng.choice(x)).replace('{y}', rng.choice(y))
 
-# %% ../nbs/13_conversations.ipynb #c50
+# %% ../nbs/13_conversations.ipynb #c48
 def noun_phrase(
     wants, # The wish
     rng, held=0.,
@@ -310,7 +310,7 @@ def noun_phrase(
     else: text = ' '.join(filter(None, [rng.choice(['', 'a', 'a', 'some', 'any']) if before and not rng.random() < .4 else '', link.join(before), head]))
     return text + ''.join(' ' + slot(AFTER[a], a, wants[a], rng, held) for a in attrs if a not in front)
 
-# %% ../nbs/13_conversations.ipynb #c51
+# %% ../nbs/13_conversations.ipynb #c49
 def bare_words(
     wants, # The wish
     rng, held=0.,
@@ -320,7 +320,6 @@ def bare_words(
              for a in rng.sample(list(wants), len(wants))]
     return rng.choice([' ', ' ', ', ', ' + ', ' and ', '; ', ' / ']).join(parts) + rng.choice(['', '', '', ' games', ' game', '?', ' please', '.', ' stuff'])
 
-# %% ../nbs/13_conversations.ipynb #c52
 def statements(
     wants, # The wish
     rng, held=0.,
@@ -329,7 +328,7 @@ def statements(
     parts = [slot(STATE[a], a, wants[a], rng, held) for a in rng.sample(list(wants), len(wants))]
     return rng.choice(['. ', '. ', ', ', ' and ', '; ', '! ', ', so ', ' but ']).join(parts) + (expand('@after', rng, held) if rng.random() < .5 else rng.choice(['.', '', '?']))
 
-# %% ../nbs/13_conversations.ipynb #c53
+# %% ../nbs/13_conversations.ipynb #c50
 def sentence(
     wants, # The wish
     rng, held=0.,
@@ -339,7 +338,7 @@ def sentence(
     if best and re.match('(a|an|some|any|the|something|anything|what|whatever) ', what): best = ''
     return f'{ask} {best}{what}' + rng.choice(['', '', '.', '?', '?', ' please', ' please.', ', please', ' thanks', '!'])
 
-# %% ../nbs/13_conversations.ipynb #c54
+# %% ../nbs/13_conversations.ipynb #c51
 def mend(
     text, # A sentence from the grammar
 ): # The same with a and an in place and single spaces
@@ -347,7 +346,7 @@ def mend(
     text = re.sub(r'\b([Aa])n? (?=[aeioAEIO]|hour|u(?!s|ni)|FPS|RPG|RTS|NPC|SF\b)', r'\1n ', text)
     return re.sub(r'\b([Aa])n (?=[^aehiouAEHIOURFNSX])', r'\1 ', ' '.join(text.replace(' ,', ',').replace(' .', '.').replace('  ', ' ').split()))
 
-# %% ../nbs/13_conversations.ipynb #c55
+# %% ../nbs/13_conversations.ipynb #c52
 def noise(
     text, # A wish in words
     rng, held=0.,
@@ -363,7 +362,7 @@ def noise(
     text, r = mend(text), rng.random()
     return text.lower() if r < .4 else text.upper() if r < .42 else text[:1].upper() + text[1:]
 
-# %% ../nbs/13_conversations.ipynb #c56
+# %% ../nbs/13_conversations.ipynb #c53
 def say(
     wants, # The wish: attribute -> value
     rng, # random.Random
@@ -373,11 +372,11 @@ def say(
     r = rng.random()
     return noise((bare_words if r < .3 else sentence if r < .75 else statements)(wants, rng, held), rng, held)
 
-# %% ../nbs/13_conversations.ipynb #c63
+# %% ../nbs/13_conversations.ipynb #c60
 COLUMNS = dict(platform='platform', genre='genres', theme='themes', vibe='vibes', series='series', mode='modes', brand='brand')
 PRICES = 10, 15, 20, 25, 30, 35, 40, 45, 50, 60
 
-# %% ../nbs/13_conversations.ipynb #c64
+# %% ../nbs/13_conversations.ipynb #c61
 def _members(items, column, most=400):
     import polars as pl
     long = items.select(pl.col(column).alias('v')).with_row_index('i')
@@ -389,7 +388,7 @@ def _members(items, column, most=400):
         if v in at: m[at[v], i] = 1
     return names, m
 
-# %% ../nbs/13_conversations.ipynb #c65
+# %% ../nbs/13_conversations.ipynb #c62
 def _families(names, m):
     for family, parts in FAMILIES.items():
         rows = [j for j, v in enumerate(names) if v in parts or v == family]
@@ -399,7 +398,7 @@ def _families(names, m):
         elif len(rows) > 1: names, m = names + [family], np.vstack([m, row])
     return names, m
 
-# %% ../nbs/13_conversations.ipynb #c66
+# %% ../nbs/13_conversations.ipynb #c63
 class Facets:
     "Who carries what: the catalogue as masks"
     def __init__(self, catalogue, ids=None, train=None):
@@ -416,7 +415,7 @@ class Facets:
         rows = [w*self.own[a][1] for a, w in weight.items() if a in self.own]
         self.vectors = np.vstack(rows) if rows else np.zeros((1, self.n), np.float32)
 
-# %% ../nbs/13_conversations.ipynb #c67
+# %% ../nbs/13_conversations.ipynb #c64
 def mask_of(
     f, # Facets
     wants, # The wish
@@ -431,7 +430,7 @@ def mask_of(
             ok &= ~row if a.startswith('not_') else row
     return ok
 
-# %% ../nbs/13_conversations.ipynb #c68
+# %% ../nbs/13_conversations.ipynb #c65
 def answer(
     f, # Facets
     ok, # (n,) bool: what fits
@@ -444,7 +443,7 @@ def answer(
     logits = f.logpop[idx] + noise + (bias[idx] if np.ndim(bias) else bias)
     return idx[np.argsort(-logits)[:k]].tolist()
 
-# %% ../nbs/13_conversations.ipynb #c69
+# %% ../nbs/13_conversations.ipynb #c66
 def draw(
     f, # Facets
     attrs, # Attributes to fill
@@ -462,7 +461,7 @@ def draw(
         wants = rest | {a: rng.choice(good)}
     return wants
 
-# %% ../nbs/13_conversations.ipynb #c77
+# %% ../nbs/13_conversations.ipynb #c74
 TYPES = {}
 def task(share, *needs):
     "Register a function as a task type: its share of the conversations and the attributes it needs"
@@ -471,17 +470,16 @@ def task(share, *needs):
         return fn
     return register
 
-# %% ../nbs/13_conversations.ipynb #c78
+# %% ../nbs/13_conversations.ipynb #c75
 def _ask(text, rng): return text + REC if rng.random() < .85 else text
 def _items(f, idx): return '\n'.join(f.strings[i] for i in idx)
 def _sids(f, idx): return ''.join(f.strings[i] for i in idx)
 
-# %% ../nbs/13_conversations.ipynb #c79
+# %% ../nbs/13_conversations.ipynb #c76
 RULES['bought'] = ('I bought {s}|I bought {s}|I bought {s}|I bought {s}|Bought: {s}|My [last|latest|recent] [purchases|games|items|orders]: {s}|[User|Customer|Shopper] bought: {s}|[I have|I own|I played|I finished|I enjoyed|I liked|I got|My shelf has|We played|History:|Purchases:|Basket:|Recently:|Last:] {s}|'
                    '[Based on|After|Given|Following|Since I bought|Because I own|Starting from] {s}|{s}|~In my collection are {s}|~These came home with me: {s}')
 RULES['next'] = '.|.|.|.|. What next?|. Next:|. What should I [buy|get|play] next?|. Recommend something.|. What comes next?|. [Predict the|The] next [item|game|one]?|. What would I like?|~. Where do I go from here?'
 
-# %% ../nbs/13_conversations.ipynb #c80
 @task(0.19)
 def history(f, rng, held):
     user = rng.randrange(len(f.train))
@@ -492,28 +490,25 @@ def history(f, rng, held):
     ask = 'I bought {s}.' if rng.random() < .4 else expand('@bought@next', rng, held)
     return [ask.replace('{s}', _sids(f, seq[start:end - 1])) + REC, f.strings[seq[end - 1]]], user
 
-# %% ../nbs/13_conversations.ipynb #c81
 def attempt(f, fn, rng, held=0., tries=30):
     "The first draw that works, or None"
     for _ in range(tries):
         if (r := fn(f, rng, held)): return r
 
-# %% ../nbs/13_conversations.ipynb #c86
+# %% ../nbs/13_conversations.ipynb #c81
 def _wish(f, attrs, rng, held):
     wants = draw(f, attrs, rng)
     if wants is None: return None
     return [_ask(say(wants, rng, held), rng), _items(f, answer(f, mask_of(f, wants), rng.randint(2, 4), rng))], wants
 
-# %% ../nbs/13_conversations.ipynb #c87
+# %% ../nbs/13_conversations.ipynb #c82
 for _attr, _share in dict(platform=.09, genre=.12, theme=.11, vibe=.03, series=.03, mode=.005, brand=.005, price_max=.015).items():
     def _single(f, rng, held, a=_attr): return _wish(f, [a], rng, held)
     TYPES[_attr.removesuffix('_max')] = _share, (_attr,), _single
 
-# %% ../nbs/13_conversations.ipynb #c88
 @task(0.13, 'platform', 'genre')
 def platform_genre(f, rng, held): return _wish(f, rng.sample(['platform', 'genre'], 2), rng, held)
 
-# %% ../nbs/13_conversations.ipynb #c89
 MIXES = [['platform', 'theme'], ['genre', 'theme'], ['platform', 'genre', 'theme'], ['platform', 'genre', 'theme'], ['platform', 'vibe'], ['genre', 'vibe'],
          ['theme', 'vibe'], ['platform', 'genre', 'price_max'], ['platform', 'price_max'], ['genre', 'price_max'], ['theme', 'price_max'], ['platform', 'series'],
          ['platform', 'theme', 'vibe'], ['genre', 'theme', 'vibe'], ['platform', 'mode'], ['genre', 'mode'], ['platform', 'brand'], ['genre', 'brand'], ['brand', 'price_max'], ['theme', 'mode']]
@@ -521,7 +516,7 @@ NOTS = [['not_genre'], ['not_theme'], ['platform', 'not_genre'], ['platform', 'n
         ['platform', 'genre', 'not_theme'], ['theme', 'not_genre'], ['vibe', 'not_genre'], ['genre', 'not_platform'], ['theme', 'not_theme']]
 def known(f, mixes): return [m for m in mixes if all((a.removeprefix('not_') in f.member) if a != 'price_max' else f.price is not None for a in m)]
 
-# %% ../nbs/13_conversations.ipynb #c90
+# %% ../nbs/13_conversations.ipynb #c83
 @task(0.08)
 def combination(f, rng, held):
     mixes = known(f, MIXES)
@@ -532,20 +527,19 @@ def negation(f, rng, held):
     mixes = known(f, NOTS)
     return _wish(f, rng.choice(mixes), rng, held) if mixes else None
 
-# %% ../nbs/13_conversations.ipynb #c91
 @task(0.005)
 def anything(f, rng, held):
     text = noise(expand('@ask @some@after', rng, held), rng, held)
     return [_ask(text, rng), _items(f, answer(f, np.ones(f.n, bool), rng.randint(1, 3), rng))], {}
 
-# %% ../nbs/13_conversations.ipynb #c95
+# %% ../nbs/13_conversations.ipynb #c86
 def _near(f, idx): return f.vectors[:, idx].mean(1)@f.vectors if len(idx) else 0.
 def _of(f, item, attr, rng):
     if attr == 'price_max': good = [p for p in PRICES if f.price is not None and f.price[item] <= p]
     else: good = [v for v, c in zip(f.member[attr][0], f.member[attr][1][:, item]) if c]
     return {attr: rng.choice(good)} if good else {}
 
-# %% ../nbs/13_conversations.ipynb #c96
+# %% ../nbs/13_conversations.ipynb #c87
 @task(0.025)
 def history_words(f, rng, held):
     user = rng.randrange(len(f.train))
@@ -562,7 +556,7 @@ def history_words(f, rng, held):
     text = expand('@bought', rng, held).replace('{s}', _sids(f, past)) + '. ' + say(wants, rng, held)
     return ([_ask(text, rng), _items(f, found)], user if true else wants) if found else None
 
-# %% ../nbs/13_conversations.ipynb #c98
+# %% ../nbs/13_conversations.ipynb #c89
 RULES['alike'] = '[something|anything|one|ones|a game|games|some|stuff] [similar|similar|like that|like these|like this|comparable|of that kind|along those lines|in that style|like it]|similar|the same|same thing|same kind|that|this|these|it|~its cousins'
 RULES['oh'] = '|||||[Nice|Thanks|Cool|Ok|Okay|Great|Good|Hm|Hmm|Well|Sorry|Oh|Wait|Actually|Right|Not bad|I see|Interesting|Looks good|No|Nope|Yes|Perfect|Almost|One more thing][, |. |! |, but |, and ]'
 RULES['end'] = '|||?|?|.| please| please?|, please|, thanks|!| then?| maybe?'
@@ -577,11 +571,10 @@ TURN = {
     'not_genre': '@oh[|but |and |only |just ][no|not|without|nothing with|no more|leave out|skip|without any|except|not so much|anything but] [{x}|{y}|{x} games|{y}|{x} ones]@end|@oh@hate [{x}|{y}|{x} games]@end|@oh[drop|remove|filter out|exclude] [the {x} ones|{y}|{x} games|anything with {y}]@end|~kindly keep {y} out of it@end|~strip the {x} part@end'}
 TURN |= dict(vibe=TURN['theme'], mode=TURN['theme'], brand=AFTER['brand'] + '|[what about|how about|rather] [one|something|games] [by|from] {x}@end', not_theme=TURN['not_genre'], series='[what|how] about [{x}|a {x} game]@end|@oh[rather|make it|something from|do you have|any] {x}@end')
 
-# %% ../nbs/13_conversations.ipynb #c99
+# %% ../nbs/13_conversations.ipynb #c90
 FIRST = [['platform', 'genre'], ['platform', 'genre'], ['platform', 'genre'], ['genre'], ['genre'], ['theme'], ['platform'], ['platform', 'theme'], ['genre', 'theme'], ['platform', 'genre', 'theme'], ['vibe'], ['series'], ['platform', 'vibe']]
 CHANGE = ['platform']*5 + ['genre']*4 + ['theme']*2 + ['vibe', 'price_max', 'not_genre', 'not_theme']
 
-# %% ../nbs/13_conversations.ipynb #c100
 def reply(
     wants, # The attribute that is new in this turn
     rng, held=0.,
@@ -591,7 +584,7 @@ def reply(
     text = mend(slot(TURN[attr], attr, value, rng, held))
     return text.lower() if rng.random() < .4 else text[:1].upper() + text[1:]
 
-# %% ../nbs/13_conversations.ipynb #c101
+# %% ../nbs/13_conversations.ipynb #c91
 def plan(f, rng, held, n):
     "n user turns, each of which changes or adds one attribute, and the wish as it stands after each"
     firsts, changes = known(f, FIRST), [a for m in known(f, [[c] for c in CHANGE]) for a in m]
@@ -604,24 +597,22 @@ def plan(f, rng, held, n):
     new = [{a: v for a, v in after.items() if before.get(a) != v} for before, after in zip(wants, wants[1:])]
     return [say(wants[0], rng, held)] + [reply(w, rng, held) for w in new], wants
 
-# %% ../nbs/13_conversations.ipynb #c102
 def dialogue(f, rng, held, n):
     "A plan with an answer after each turn"
     if not (p := plan(f, rng, held, n)): return None
     answers = [_items(f, answer(f, mask_of(f, w), rng.randint(1, 3), rng)) for w in p[1]]
     return [t for pair in zip([_ask(t, rng) for t in p[0]], answers) for t in pair], p[1][-1]
 
-# %% ../nbs/13_conversations.ipynb #c104
+# %% ../nbs/13_conversations.ipynb #c93
 @task(0.07)
 def two_turn(f, rng, held): return dialogue(f, rng, held, 2)
 
 @task(0.015)
 def three_turn(f, rng, held): return dialogue(f, rng, held, 3)
 
-# %% ../nbs/13_conversations.ipynb #c107
+# %% ../nbs/13_conversations.ipynb #c96
 RULES['like_item'] = '[something|anything|a game|games|more|others|items|one] [like|similar to|close to|in the style of|comparable to|along the lines of|related to] {s}|[similar|like|more like|related]: {s}|I [liked|loved|enjoyed|finished] {s}. [More of that|Anything similar|Something like it|What else]?|what is [similar to|like|close to] {s}?|[items|games] similar to {s}|~what sits beside {s} on the shelf'
 
-# %% ../nbs/13_conversations.ipynb #c108
 @task(0.02)
 def similar(f, rng, held):
     i, attrs = rng.randrange(f.n), [a for m in known(f, [['platform'], ['platform'], ['platform'], ['price_max'], ['genre']]) for a in m]
@@ -635,7 +626,7 @@ def similar(f, rng, held):
     if wants: ok = ok & mask_of(f, wants)
     return turns + [_ask(text, rng), _items(f, answer(f, ok, rng.randint(1, 3), rng, near))], wants
 
-# %% ../nbs/13_conversations.ipynb #c109
+# %% ../nbs/13_conversations.ipynb #c97
 RULES['also'] = '[customers|people|shoppers|those|players] who [bought|buy|own|liked] {s} also [bought|buy|own|like]|after {s} [people|customers] [often|usually|] buy|bought together with {s}|[goes well with|often bought with|together with] {s}|~buyers of {s} tend to pick up'
 
 @task(0.005)
@@ -646,7 +637,7 @@ def also_bought(f, rng, held):
     j = rng.randrange(len(seq) - 1)
     return [_ask(expand('@also', rng, held).replace('{s}', f.strings[seq[j]]), rng), f.strings[seq[j + 1]]], user
 
-# %% ../nbs/13_conversations.ipynb #c111
+# %% ../nbs/13_conversations.ipynb #c99
 def facts(
     f, # Facets
     i, # Item
@@ -656,13 +647,13 @@ def facts(
     have = [a for a in order if a in f.own and (a != 'brand' or 'genre' not in f.own)]
     return [(a, v) for a in have for v, c in zip(f.own[a][0], f.own[a][1][:, i]) if c]
 
-# %% ../nbs/13_conversations.ipynb #c112
+# %% ../nbs/13_conversations.ipynb #c100
 def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i))
-RULES['what'] = '[what is|what\'s|name|give|say|tell me] the [title|name] of [item |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
-RULES['which'] = '[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
-RULES['facts'] = '[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
+RULES['what'] = 'what is the title of {s}|what is the title of {s}|what is the title of {s}|[what is|what\'s|name|give|say|tell me|give me|please say|please tell me|do you know] the [title|name|full title|full name] of [item |product |game |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
+RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
+RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|say|tell me] [the|all|some] [facts|attributes|features|details|categories|tags] [of|about|for] {s}|[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|tell me about {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
 
-# %% ../nbs/13_conversations.ipynb #c113
+# %% ../nbs/13_conversations.ipynb #c101
 @task(0.015)
 def title(f, rng, held):
     i = rng.randrange(f.n)
@@ -679,13 +670,12 @@ def item_facts(f, rng, held):
     text = facts_text(f, i)
     return ([expand('@facts', rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '.', '']), text + '.'], i) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c114
+# %% ../nbs/13_conversations.ipynb #c102
 QUESTION = dict(
     platform='[which|what] [platform|console|system] is {s} for|{s} runs on|platform of {s}|on what can I play {s}|~what machine does {s} need', genre='[which|what] genre is {s}|genre of {s}|what [kind|sort|type] of game is {s}|~how would you class {s}',
     theme='what is {s} about|themes of {s}|theme of {s}|what topics are in {s}|~which matters does {s} treat', series='which series is {s} [from|in|part of]|series of {s}|~{s} belongs to which series', vibe='what is the [mood|vibe|feel|atmosphere] of {s}|how does {s} feel|~what mood does {s} put me in',
     brand='who [made|makes|published|publishes] {s}|[publisher|brand|maker] of {s}|{s} is by|~who stands behind {s}')
 
-# %% ../nbs/13_conversations.ipynb #c115
 @task(0.015)
 def question(f, rng, held):
     attrs = [a for a in QUESTION if a in f.own]
@@ -699,8 +689,8 @@ def question(f, rng, held):
         return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has) + '.'], i
     return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has) + '.'], i
 
-# %% ../nbs/13_conversations.ipynb #c116
-RULES['about'] = '[describe|the description of|describe item|describe product] {s}|what happens in {s}|{s} description|~paint me a picture of {s}'
+# %% ../nbs/13_conversations.ipynb #c103
+RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
 
 @task(0.005, 'description')
 def description(f, rng, held):
@@ -709,7 +699,7 @@ def description(f, rng, held):
     s = f.strings[i] if rng.random() < .5 else f'"{f.titles[i]}"'
     return ([expand('@about', rng, held).replace('{s}', s) + '.', text], i) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c118
+# %% ../nbs/13_conversations.ipynb #c105
 def shared(
     f, i, j, # Facets and two items
 ): # (attribute, value) pairs
@@ -717,7 +707,6 @@ def shared(
     other = set(facts(f, j))
     return [p for p in facts(f, i) if p in other]
 
-# %% ../nbs/13_conversations.ipynb #c119
 def explanation(
     f, i, j, # Facets, the item owned, the item recommended
 ): # Text
@@ -726,7 +715,7 @@ def explanation(
     end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
     return f'{facts_text(f, i)}. {facts_text(f, j)}. {end}'
 
-# %% ../nbs/13_conversations.ipynb #c120
+# %% ../nbs/13_conversations.ipynb #c106
 RULES['why'] = '[why|why would I like|why do you recommend|why is|explain|explain why|reason for|what speaks for|why buy|why did you pick] {b} [if I own|after|for someone with|given|because I have|when I liked|as I own|with] {a}|I [have|own|liked|bought] {a}. [Why|Why would I like|Why is|Explain|Why do you recommend] {b}|~what makes {b} fit beside {a}'
 
 @task(0.03)
@@ -736,7 +725,7 @@ def explain(f, rng, held):
     j = answer(f, np.arange(f.n) != i, 1, rng, near)[0]
     return [expand('@why', rng, held).replace('{a}', f.strings[i]).replace('{b}', f.strings[j]) + rng.choice(['?', '?', '.']), explanation(f, i, j)], (i, j)
 
-# %% ../nbs/13_conversations.ipynb #c121
+# %% ../nbs/13_conversations.ipynb #c107
 RULES['bundle'] = '[name|suggest a name for|a name for|find a name for|suggest a catchy name for|title for|what would you call|name this bundle:|how would you name] [a bundle of|the bundle|a bundle containing|a set of|this bundle|this pack|these:|] {s}|~christen the package {s}'
 
 @task(0.01)
@@ -750,12 +739,11 @@ def bundle(f, rng, held):
     end = f' for {wants["platform"]}' if 'platform' in wants else ''
     return [expand('@bundle', rng, held).replace('{s}', _sids(f, found)) + rng.choice(['?', '.', '']), f'The {name} Bundle{end}'.replace('  ', ' ')], wants
 
-# %% ../nbs/13_conversations.ipynb #c125
+# %% ../nbs/13_conversations.ipynb #c110
 RULES['mean'] = '[What do I want?|What am I asking for?|In short?|What did I ask for?|Summary?|Repeat that in your words.|~How do you understand me?]'
 SMALL = [('[hi|hello|hey|good morning|hello there|good evening|hey there]', 'Hello! What do you like?'), ('[thanks|thank you|thank you very much|great, thanks|perfect, thank you]', 'You are welcome.'),
          ('[bye|goodbye|see you|good night]', 'Goodbye!'), ('[who are you|what are you|what can you do|how can you help me|what is this]?', 'I recommend items. Tell me what you like.')]
 
-# %% ../nbs/13_conversations.ipynb #c126
 def understood(
     wants, # The wish
 ): # Text such as "Puzzle, PlayStation 4, not Horror"
@@ -769,13 +757,13 @@ def understand(f, rng, held):
     wants = draw(f, rng.choice(mixes), rng) if mixes else None
     return ([say(wants, rng, held) + ' ' + expand('@mean', rng, held), understood(wants)], wants) if wants else None
 
-# %% ../nbs/13_conversations.ipynb #c127
+# %% ../nbs/13_conversations.ipynb #c111
 @task(0.003)
 def talk(f, rng, held):
     ask, answer = rng.choice(SMALL)
     return [noise(expand(ask, rng), random.Random(rng.random()) if held else rng, 0.), answer], None
 
-# %% ../nbs/13_conversations.ipynb #c129
+# %% ../nbs/13_conversations.ipynb #c113
 def available(
     f, # Facets
 ): # name -> share, summing to 1
@@ -785,7 +773,7 @@ def available(
     ok = {k: s for k, s in ok.items() if attempt(f, TYPES[k][2], random.Random(0))}
     return {k: s/sum(ok.values()) for k, s in ok.items()}
 
-# %% ../nbs/13_conversations.ipynb #c130
+# %% ../nbs/13_conversations.ipynb #c114
 def build(
     catalogue, ids, split, # Catalogue, SemanticIDs, Split: only its training prefixes are read
     n=20000, # Conversations
@@ -802,7 +790,7 @@ def build(
     return pl.DataFrame(dict(type=[r[0] for r in rows], messages=[as_messages(r[1]) for r in rows],
                              learn=['ids' if r[0] in ('history', 'history_words', 'also_bought') else 'assistant' for r in rows], user=[r[2] for r in rows]))
 
-# %% ../nbs/13_conversations.ipynb #c139
+# %% ../nbs/13_conversations.ipynb #c123
 def _walk(node, out):
     for branches, held in ((node[0], 0), (node[1], 1)):
         for parts in branches:
@@ -811,14 +799,13 @@ def _walk(node, out):
                 if not isinstance(p, str): _walk(p, out)
     return out
 
-# %% ../nbs/13_conversations.ipynb #c140
+# %% ../nbs/13_conversations.ipynb #c124
 def held_phrases():
     "What only held-out branches say, lower case"
     found = [p for t in [*RULES.values(), *AFTER.values(), *STATE.values(), *TURN.values(), *QUESTION.values()] for p in _walk(parse(t), [])]
     pieces = [[q.strip(' .,?!').lower() for p in parts if p and p[0] != '@' for q in re.split(r'\{\w\}', p)] for parts in found]
     return sorted({max(ps, key=len) for ps in pieces if ps} - {''})
 
-# %% ../nbs/13_conversations.ipynb #c141
 @lru_cache(None)
 def _held_pattern(): return re.compile('|'.join(rf'(?<!\w){re.escape(p)}(?!\w)' for p in held_phrases()))
 def is_held(
@@ -827,10 +814,9 @@ def is_held(
     "Whether a held-out phrase occurs"
     return bool(_held_pattern().search(re.sub('[.,!?;:]', '', text.lower())) or _held_pattern().search(text.lower()))
 
-# %% ../nbs/13_conversations.ipynb #c142
 KINDS = {'platform': [['platform']], 'genre': [['genre']], 'theme': [['theme']], 'vibe': [['vibe']], 'series': [['series']], 'price': [['price_max']], 'negation': NOTS, 'combination': [['platform', 'genre']]*8 + MIXES, 'two_turn': 2, 'three_turn': 3}
 
-# %% ../nbs/13_conversations.ipynb #c143
+# %% ../nbs/13_conversations.ipynb #c125
 def held_out(
     catalogue, # Catalogue
     n=150, # Requests per kind
@@ -847,7 +833,7 @@ def held_out(
             if sum(r['kind'] == kind for r in out[-n:]) == n: break
     return out
 
-# %% ../nbs/13_conversations.ipynb #c149
+# %% ../nbs/13_conversations.ipynb #c131
 def _fault(kind, ms, user, strings, split):
     if [m['role'] for m in ms] != (['system'] + ['user', 'assistant']*len(ms))[:len(ms)] or len(ms) < 3 or len(ms) % 2 == 0: return 'roles do not alternate from system and user to assistant'
     if any(not m['content'].strip() for m in ms): return 'an empty message'
@@ -858,7 +844,7 @@ def _fault(kind, ms, user, strings, split):
     if any(is_held(_SID.sub('', m['content'])) for m in ms if m['role'] == 'user'): return 'a held-out phrase'
     if user >= 0 and split is not None and {strings[s] for s in found} - set(split.train[user].tolist()): return 'an item outside the training prefix of its user'
 
-# %% ../nbs/13_conversations.ipynb #c150
+# %% ../nbs/13_conversations.ipynb #c132
 def validate(
     frame, # From `build`
     ids, # SemanticIDs
@@ -869,7 +855,7 @@ def validate(
     rows = zip(frame['type'], frame['messages'].to_list(), frame['user'])
     return [(i, fault) for i, (k, ms, u) in enumerate(rows) if (fault := _fault(k, ms, u, strings, split))]
 
-# %% ../nbs/13_conversations.ipynb #c157
+# %% ../nbs/13_conversations.ipynb #c139
 def ask_items(
     text, # What the user says
     keep=(), # SID strings that the text may contain
@@ -893,7 +879,7 @@ def words_prompt(
     past = f'I bought {"".join(list(history)[-most:])}. ' if len(history) else ''
     return as_messages([past + ask_items(text)])
 
-# %% ../nbs/13_conversations.ipynb #c158
+# %% ../nbs/13_conversations.ipynb #c140
 def title_prompt(s): return as_messages([f'what is the title of {s}?'])
 def id_prompt(title): return as_messages([f'find "{neutral(title)}"'])
 def facts_prompt(s): return as_messages([f'tell me about {s}.'])
@@ -901,7 +887,7 @@ def explain_prompt(owned, s): return as_messages([f'I own {owned}. Why {s}?'])
 def bundle_prompt(strings): return as_messages([f'name a bundle of {"".join(strings)}.'])
 def similar_prompt(s, text=''): return as_messages([f'something like {s} {ask_items(text)}'.replace('  ', ' ')])
 
-# %% ../nbs/13_conversations.ipynb #c161
+# %% ../nbs/13_conversations.ipynb #c143
 def item_words(
     catalogue, # Catalogue
 ): # One text per item, lower case
@@ -913,7 +899,7 @@ def item_words(
     said = lambda a, v: [w for side in words(a, v) for w in dict.fromkeys(side)]
     return [' ' + (' '.join(w for a, v in have(i) for w in said(a, v)) or f.titles[i]).lower() for i in range(f.n)]
 
-# %% ../nbs/13_conversations.ipynb #c163
+# %% ../nbs/13_conversations.ipynb #c145
 def language_texts(
     catalogue, # Catalogue
     n=4000, # Wishes
@@ -930,7 +916,7 @@ def language_texts(
     rng.shuffle(texts)
     return texts
 
-# %% ../nbs/13_conversations.ipynb #c164
+# %% ../nbs/13_conversations.ipynb #c146
 def load_requests(
     path=None, # A jsonl file; without it the requests that ship with the package
 ): # list of dicts: kind, turns, wants, perhaps source

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['level_tokens', 'prompt_tokens', 'head_logits', 'exact_scores', 'prefill', 'LMStep', 'item_beam', 'SidProcessor',
-           'Guide', 'may', 'take', 'answer']
+           'Guide', 'may', 'take', 'Talk', 'answers', 'answer']
 
 # %% ../nbs/16_decoding.ipynb #c4
+import itertools
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -128,10 +129,9 @@ def item_beam(
     items,scores = np.full((len(rows), n), -1),np.full((len(rows), n), -np.inf, np.float32)
     order = np.argsort([len(r) for r in rows], kind='stable')
     for b in np.split(order, range(batch, len(order), batch)) if len(order) else []:
-        with _autocast(model.device, dtype):
-            i,s = beam(LMStep(model, tok, ids, [rows[j] for j in b]), trie, n, users=len(b), width=width,
-                       allowed=None if allowed is None else np.asarray(allowed)[b])
-        items[b],scores[b] = i.cpu().numpy(),s.float().cpu().numpy()
+        ok = None if allowed is None else np.asarray(allowed)[b]
+        with _autocast(model.device, dtype): found = beam(LMStep(model, tok, ids, [rows[j] for j in b]), trie, n, len(b), ok, width)
+        items[b],scores[b] = (t.cpu().numpy() for t in found)
     return items,scores
 
 # %% ../nbs/16_decoding.ipynb #c37
@@ -212,37 +212,69 @@ def _said(guide, item):
     guide.refresh()
 
 # %% ../nbs/16_decoding.ipynb #c55
+def _draw(logits, temperature, g):
+    "The likeliest token, or a draw"
+    if not temperature: return int(logits.argmax())
+    return int(torch.multinomial((logits/temperature).softmax(-1), 1, generator=g))
+
+# %% ../nbs/16_decoding.ipynb #c56
+class Talk:
+    "One answer in the making"
+    def __init__(self, guide, begun, temperature, seed):
+        self.guide,self.said,self.done,self.temperature = guide,list(begun),False,temperature
+        self.g = torch.Generator().manual_seed(seed)
+        for t in begun: take(guide, t)
+
+    def say(self, logits, max_tokens):
+        "The next token, or the end"
+        full = len(self.said) >= max_tokens and not self.guide.inside
+        t = self.guide.eos if self.done or full else _draw(logits.masked_fill(~may(self.guide), -torch.inf), self.temperature, self.g)
+        self.done |= t == self.guide.eos
+        if not self.done: self.said.append(t); take(self.guide, t)
+        return t
+
+# %% ../nbs/16_decoding.ipynb #c58
 @torch.no_grad()
-def answer(
+def answers(
     model, # An extended language model
     tok, # Its tokenizer
     ids, # SemanticIDs
     trie, # Trie of the items that may be said
-    messages, # One conversation
+    prompts, # Conversations: lists of dicts of role and content
     max_tokens=96, # Words and codes; an ID once begun is finished
     allowed=None, # Items that may be said (n_items,), default all
     temperature=0., # 0 takes the likeliest token
     seed=42, # Of the draws
     prefix='', # What the assistant has said already
     dtype='float32', # Of the matrix products
-): # Text, the prefix first, with IDs as SID tokens
+): # Texts, the prefix first, with IDs as SID tokens
     "Free words, in which every item exists, is allowed, and is named once"
-    row = prompt_tokens(model, tok, [messages], '', max_tokens+16)[0]
-    said = tok(prefix, add_special_tokens=False)['input_ids'] if prefix else []
-    guide,g = Guide(tok, ids, trie, len(model.get_output_embeddings().weight), allowed),torch.Generator().manual_seed(seed)
-    for t in said: take(guide, t)
-    with _autocast(model.device, dtype): h,_,cache = prefill(model, [row+said])
-    while len(said) < max_tokens or guide.inside:
-        t = _draw(model.get_output_embeddings()(h)[0].float().cpu().masked_fill(~may(guide), -torch.inf), temperature, g)
-        if t == guide.eos: break
-        said.append(t)
-        take(guide, t)
-        with _autocast(model.device, dtype):
-            h = model.base_model(input_ids=torch.tensor([[t]], device=model.device), past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    return tok.decode(said, skip_special_tokens=False)
+    begun = tok(prefix, add_special_tokens=False)['input_ids'] if prefix else []
+    size = len(model.get_output_embeddings().weight)
+    talks = [Talk(Guide(tok, ids, trie, size, allowed), begun, temperature, seed) for _ in prompts]
+    rows = [r + begun for r in prompt_tokens(model, tok, prompts, '', max_tokens+16)]
+    with _autocast(model.device, dtype): _together(model, talks, rows, max_tokens)
+    return [tok.decode(t.said, skip_special_tokens=False) for t in talks]
 
-# %% ../nbs/16_decoding.ipynb #c56
-def _draw(logits, temperature, g):
-    "The likeliest token, or a draw"
-    if not temperature: return int(logits.argmax())
-    return int(torch.multinomial((logits/temperature).softmax(-1), 1, generator=g))
+# %% ../nbs/16_decoding.ipynb #c59
+def _together(model, talks, rows, max_tokens):
+    "All conversations, one token each per pass"
+    h,n,cache = prefill(model, rows)
+    see = (torch.arange(int(n.max()), device=n.device) < n[:, None])[:, None]
+    for step in itertools.count():
+        said = [t.say(z, max_tokens) for t,z in zip(talks, model.get_output_embeddings()(h).float().cpu())]
+        if all(t.done for t in talks): break
+        see = F.pad(see, (0, 1), value=True)
+        h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
+                             attention_mask=_mask(model, see), position_ids=(n+step)[:, None]).last_hidden_state[:, -1]
+
+# %% ../nbs/16_decoding.ipynb #c60
+def answer(
+    model, tok, ids, trie, # As for `answers`
+    messages, # One conversation
+    max_tokens=96, # Words and codes
+    allowed=None, # Items that may be said
+    **kwargs, # As for `answers`
+): # Text
+    "The answer to one conversation"
+    return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]

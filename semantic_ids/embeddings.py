@@ -69,7 +69,7 @@ def _load(folder):
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
     logging.disable_progress_bar()
-    return SentenceTransformer(str(folder), device='cpu')
+    return SentenceTransformer(str(folder))
 
 # %% ../nbs/04_embeddings.ipynb #c19
 def embed(
@@ -80,8 +80,9 @@ def embed(
     "Encode texts"
     import torch
     if not len(texts): raise InputError('embed: no texts')
-    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
-        x = _load(find_encoder(encoder)).encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+    model = _load(find_encoder(encoder))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == 'bfloat16'):
+        x = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(x, np.float32)
 
 # %% ../nbs/04_embeddings.ipynb #c24

@@ -252,7 +252,7 @@ def train(
     data, # TokenData
     steps, # Batches
     lr=3e-3, # Peak learning rate
-    batch_tokens=768, # Tokens of a batch, padding counted
+    batch_tokens=1536, # Tokens of a batch, padding counted
     optimizer='muon', # Or 'adamw'
     dtype='bfloat16', # Of the matrix products
     seed=42, # Order of the data

@@ -228,7 +228,7 @@ def decode(
     q = sum(book[c] for book, c in zip(self.codebooks, codes.T))
     return (self.decoder(q) * self.scale + self.mean).cpu().numpy()
 
-# %% ../nbs/05_rqvae.ipynb #c81
+# %% ../nbs/05_rqvae.ipynb #c83
 @patch
 def save(self:RQVAE, folder):
     "Write model.safetensors and config.json"
@@ -236,7 +236,7 @@ def save(self:RQVAE, folder):
     with atomic(folder / 'model.safetensors') as f: f.write_bytes(_bytes({k: v.contiguous().cpu() for k, v in self.state_dict().items()}))
     write_json(folder / 'config.json', dict(config=self.config, history=self.history))
 
-# %% ../nbs/05_rqvae.ipynb #c82
+# %% ../nbs/05_rqvae.ipynb #c84
 @patch(cls_method=True)
 def load(cls:RQVAE, folder):
     "Read what `save` wrote; a damaged file is an error"

@@ -10,7 +10,8 @@ __all__ = ['presets', 'FORMAT_VERSION', 'InputError', 'remove', 'move', 'atomic'
 # %% ../nbs/21_runs.ipynb #c4
 import ast,hashlib,json,os,random,shutil,sys,time
 from contextlib import contextmanager
-from dataclasses import asdict,dataclass,fields,replace
+from dataclasses import dataclass,fields,replace
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def _kind(o):
     return type(o).__name__
 
 # %% ../nbs/21_runs.ipynb #c34
+@lru_cache(None)
 def source_hash(
     *names, # Modules of ours, such as 'rqvae'
 )->str: # 16 hex digits

@@ -161,3 +161,52 @@ def test_real_items_make_conversations(data_folder):
     cut = split(encode(real))
     ids = table(real, 256)
     assert talk.validate(talk.build(real, ids, cut, n=400), ids, cut) == []
+
+# steering: the requests and the counting
+
+from semantic_ids import steering
+
+PATTERNS = [dict(kind='platform', turns=['games for my {platform}'], wants={'platform': 'platform'}), dict(kind='price', turns=['under ${price}'], wants={'price_max': 'price'}),
+            dict(kind='negation', turns=['{genre} but no {not_theme}'], wants={'genre': 'genre', 'not_theme': 'not_theme'}),
+            dict(kind='two_turn', turns=['{genre} for {platform}', 'and on {platform2}?'], wants={'genre': 'genre', 'platform': 'platform2'}),
+            dict(kind='three_turn', turns=['{genre} for {platform}', 'rather {genre2}', 'with {theme}'], wants={'genre': 'genre2', 'platform': 'platform', 'theme': 'theme'}),
+            dict(kind='genre', turns=['a clever puzzle'], wants={'genre': 'Puzzle'}, source='hand'), dict(kind='genre', turns=['a loom'], wants={'genre': 'Weaving'}, source='hand')]
+
+def test_filled_requests_can_be_met(shop):
+    asked = steering.requests_for(shop, PATTERNS, n=30)
+    assert asked and not any('{' in t for r in asked for t in r['turns'])
+    for r in asked: np.testing.assert_array_equal(r['fits'], np.flatnonzero(fits(shop.items, r['wants'])))
+    two = [r for r in asked if r['kind'] == 'two_turn']
+    assert len(two) == 30 and all(r['wants']['platform'] in r['turns'][1] and r['wants']['platform'] not in r['turns'][0].split(' for ')[1:] for r in two)
+    assert sum(r['source'] == 'hand' for r in asked) == 1
+    assert [r['turns'] for r in asked] == [r['turns'] for r in steering.requests_for(shop, PATTERNS, n=30)]
+
+def test_one_who_knows_satisfies_every_wish(shop, ids):
+    asked, calls = steering.requests_for(shop, PATTERNS, n=10), []
+    at = {tuple(t.lower() for t in r['turns']): r['fits'] for r in asked}
+    def knows(chats):
+        calls.append(len(chats))
+        said = [tuple(m['content'].replace(talk.REC, '') for m in c if m['role'] == 'user') for c in chats]
+        full = [np.resize(at.get(s, [0]), 10) for s in said]
+        return np.array([np.where(np.arange(10) < len(at.get(s, [0])), row, -1) for s, row in zip(said, full)])
+    out = steering.benchmark(knows, asked, ids.strings)
+    assert set(out['top1'].values()) == {1.} and set(out['hand']['top1'].values()) == {1.}
+    assert set(out.get('recall@fit', {0: 1.}).values()) == {1.} and set(out['satisfaction@10'].values()) == {1.}
+    assert out['prompts'] == sum(r['source'] == 'pattern' for r in asked) and len(calls) == 4
+
+def test_the_model_hears_its_own_answers(shop, ids):
+    asked, seen = [r for r in steering.requests_for(shop, PATTERNS, n=3) if r['kind'] == 'three_turn'], []
+    def listens(chats):
+        seen.append(chats)
+        return np.tile(np.arange(10), (len(chats), 1))
+    steering.converse(listens, asked, ids.strings)
+    last = seen[-1][0]
+    assert [m['role'] for m in last] == ['system', 'user', 'assistant', 'user', 'assistant', 'user']
+    assert last[2]['content'] == '\n'.join(ids.strings[:2]) and last[-1]['content'].endswith(talk.REC)
+
+def test_explanations_are_scored_by_claims(shop):
+    f = talk.Facets(shop)
+    pairs = steering.explanation_pairs(f, 20)
+    true = [talk.explanation(f, i, j) for i, j in pairs]
+    assert steering.explanation_scores(f, pairs, true) == dict(precision=1., recall=1.)
+    assert steering.explanation_scores(f, pairs, ['Both: Nonsense.']*len(pairs)) == dict(precision=0., recall=0.)

@@ -251,9 +251,9 @@ def test_tiny_catalogues_train():
 def test_real_histories():
     if not (DATA / 'video_games').exists(): pytest.skip(f'no real data at {DATA}')
     import polars as pl
-    rows = pl.read_parquet(DATA / 'video_games/sequences.parquet')['item_ids'][:6000].to_list()
+    rows = pl.read_parquet(DATA / 'video_games/sequences.parquet')['item_ids'][:3000].to_list()
     names, flat = np.unique(np.concatenate(rows), return_inverse=True)
     s = split(Ragged(flat.astype(np.int64), np.cumsum([0] + [len(r) for r in rows])))
     base = {k: evaluate(f(s, len(names)), s)['hit@10'] for k, f in dict(popularity=popularity, last=last_item, knn=item_knn).items()}
     assert base['popularity'] < base['last'] and base['popularity'] < base['knn'] < .3
-    assert s.train.lengths.min() >= 3 and len(s) == 6000
+    assert s.train.lengths.min() >= 3 and len(s) == 3000
