@@ -211,7 +211,7 @@ def _own_vectors(items):
     names = [c for c, t in items.schema.items() if isinstance(t, (pl.List, pl.Array)) and t.inner.is_float()]
     if 'vectors' in names: names = ['vectors']
     if not names: return None
-    lengths = items[names[0]].map_elements(len, return_dtype=pl.Int64).to_list()
+    lengths = items[names[0]].cast(pl.List(pl.Float32)).list.len().to_list()
     if len(set(lengths)) > 1 or None in lengths: raise InputError(f'items: column {names[0]} holds vectors of different lengths, or none for some items')
     return np.array(items[names[0]].to_list(), np.float32)
 

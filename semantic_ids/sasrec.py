@@ -6,6 +6,7 @@
 __all__ = ['attention_mask', 'Block', 'SASRec', 'Windows', 'batches', 'softmax_loss', 'one_cycle', 'train_epoch', 'train_sasrec']
 
 # %% ../nbs/10_sasrec.ipynb #c4
+import json
 import math
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from .runs import InputError, atomic, read_json, track, write_json
 from .metrics import _trained, counts, evaluate
 
@@ -180,16 +183,24 @@ def _restore(file, settings, model, opt, plan):
     "Log and best weights of a checkpoint with the same settings, else of a fresh start"
     fresh = dict(loss=[], valid=[], best_epoch=0, seconds=0.), None
     if not file or not file.exists(): return fresh
-    c = torch.load(file, weights_only=True, map_location=model.prior.device)
-    if c['settings'] != settings: return fresh
-    for part, name in ((model, 'model'), (opt, 'opt'), (plan, 'plan')): part.load_state_dict(c[name])
-    return c['log'], c['best']
+    with safe_open(file, 'pt', device=str(model.prior.device)) as f: about, tensors = json.loads(f.metadata()['about']), {k: f.get_tensor(k) for k in f.keys()}
+    if about['settings'] != json.loads(json.dumps(settings)): return fresh
+    parts = {part: {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ('model.', 'best.', 'opt.')}
+    state = {}
+    for k, v in parts['opt.'].items(): state.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
+    model.load_state_dict(parts['model.'])
+    opt.load_state_dict(dict(state=state, param_groups=about['groups']))
+    plan.load_state_dict(about['plan'])
+    return about['log'], parts['best.'] or None
 
 # %% ../nbs/10_sasrec.ipynb #c54
-def _keep(file, **state):
-    "Write a checkpoint, whole or not at all"
+def _keep(file, settings, log, model, opt, plan, best):
+    "Write a checkpoint, whole or not at all: tensors as safetensors, the rest as JSON in its header"
     if not file: return
-    with atomic(file) as tmp: torch.save(state, tmp)
+    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {f'best.{k}': v for k, v in (best or {}).items()}
+    tensors |= {f'opt.{i}.{k}': v for i, d in opt.state_dict()['state'].items() for k, v in d.items()}
+    about = dict(settings=settings, log=log, groups=opt.state_dict()['param_groups'], plan=plan.state_dict())
+    with atomic(file) as tmp: save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata=dict(about=json.dumps(about)))
 
 # %% ../nbs/10_sasrec.ipynb #c55
 def _copy(model): return {k: v.clone() for k, v in model.state_dict().items()}
@@ -216,7 +227,7 @@ def train_sasrec(model,             # SASRec, trained in place
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.01)
     plan = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: one_cycle((i + 1) / steps) if i < steps else 0.)
     settings = dict(epochs=epochs, lr=lr, batch=batch, seed=seed, loss=loss.__name__, negatives=negatives, dtype=dtype, targets=len(windows), **model.config)
-    file = Path(checkpoint) / 'sasrec.pt' if checkpoint else None
+    file = Path(checkpoint) / 'checkpoint.safetensors' if checkpoint else None
     log, best = _restore(file, settings, model, opt, plan)
     start = time.perf_counter() - log['seconds']
     with torch.random.fork_rng():
@@ -224,7 +235,7 @@ def train_sasrec(model,             # SASRec, trained in place
             log['loss'].append(train_epoch(model, windows, opt, plan, batch, seed * 100_003 + epoch, loss, negatives, dtype))
             if (epoch + 1) % every == 0 or epoch + 1 == epochs: best = _validate(model, split, log, epoch + 1, best, valid_users)
             log['seconds'] = time.perf_counter() - start
-            _keep(file, settings=settings, model=model.state_dict(), opt=opt.state_dict(), plan=plan.state_dict(), best=best, log=log)
+            _keep(file, settings, log, model, opt, plan, best)
     model.load_state_dict(best)
     model.eval()
     return log

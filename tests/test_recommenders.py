@@ -224,7 +224,7 @@ def test_resume_gives_the_same_curve(world, tmp_path):
         return softmax_loss(*a)
     softmax_loss_that_dies.__name__ = 'softmax_loss'
     with pytest.raises(KeyboardInterrupt): train_sasrec(small(), world, epochs=5, batch=64, checkpoint=tmp_path, loss=softmax_loss_that_dies)
-    assert [p.name for p in tmp_path.iterdir()] == ['sasrec.pt']
+    assert [p.name for p in tmp_path.iterdir()] == ['checkpoint.safetensors']
     seen = []
     def counted(*a):
         seen.append(1)

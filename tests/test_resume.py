@@ -53,7 +53,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('killed')/'run'
     there = lambda path: lambda: (folder/path).exists()
     seen = []
-    for moment in (there('embeddings/stage.json'), there('semantic_sasrec.partial/codes/sasrec.pt'), there('llm.partial/finetuning/state.json')):
+    for moment in (there('embeddings/stage.json'), there('semantic_sasrec.partial/codes/checkpoint.safetensors'), there('llm.partial/finetuning/state.json')):
         kill_when(start(folder), moment)
         assert not (folder/'report.json').exists()
         seen.append({p.parent.name: p.stat().st_mtime_ns for p in folder.glob('*/stage.json')})
