@@ -14,7 +14,7 @@ from .catalogue import fits
 from .conversations import Facets,PRICES,REC,as_messages,ask_items,bundle_prompt,explain_prompt,facts,id_prompt,mask_of,mend,shared,title_prompt
 from .runs import InputError
 
-# %% ../nbs/18_steering.ipynb #c7
+# %% ../nbs/18_steering.ipynb #c8
 SLOT = re.compile(r'\{(\w+)\}')
 def attr_of(
     slot, # Name of a slot
@@ -23,7 +23,7 @@ def attr_of(
     base = slot.rstrip('0123456789')
     return 'price_max' if base == 'price' else base
 
-# %% ../nbs/18_steering.ipynb #c8
+# %% ../nbs/18_steering.ipynb #c9
 def spoken(
     attr, value, # An attribute and one of its values
 ): # Text
@@ -32,7 +32,7 @@ def spoken(
     if attr.removeprefix('not_') in ('platform', 'series', 'brand'): return value
     return re.sub(r'\b[A-Z][a-z]+', lambda m: m[0].lower(), value)
 
-# %% ../nbs/18_steering.ipynb #c9
+# %% ../nbs/18_steering.ipynb #c10
 def _values(f, attr, ok, taken):
     "Values of an attribute that some item in `ok` has, or for a not_ attribute that not all of them have"
     if attr == 'price_max': return [p for p in PRICES if f.price is not None and (f.price[ok] <= p).any()]
@@ -41,7 +41,7 @@ def _values(f, attr, ok, taken):
     count, most = m@ok, ok.sum() if attr.startswith('not_') else np.inf
     return [v for v, c in zip(names, count) if 0 < c < most and v not in taken]
 
-# %% ../nbs/18_steering.ipynb #c10
+# %% ../nbs/18_steering.ipynb #c11
 def fill(
     f, # Facets
     pattern, # dict with kind, turns, wants
@@ -61,14 +61,14 @@ def fill(
     turns = [mend(SLOT.sub(lambda m: spoken(attr_of(m[1]), got[m[1]]), t)) for t in pattern['turns']]
     return dict(pattern, turns=turns, wants=wants)
 
-# %% ../nbs/18_steering.ipynb #c11
+# %% ../nbs/18_steering.ipynb #c12
 def concrete(
     row, # A request
 ): # bool
     "Whether it has values already and no slots"
     return not any(SLOT.search(t) for t in row['turns'])
 
-# %% ../nbs/18_steering.ipynb #c12
+# %% ../nbs/18_steering.ipynb #c13
 def requests_for(
     items, # Items frame, or a catalogue
     patterns, # Rows with slots, or with concrete wants
@@ -84,7 +84,7 @@ def requests_for(
         out += [dict(source='pattern') | r for r in filled + ready]
     return [r | dict(fits=np.flatnonzero(ok)) for r in out if (ok := fitting(catalogue.items, r['wants'])).any()]
 
-# %% ../nbs/18_steering.ipynb #c13
+# %% ../nbs/18_steering.ipynb #c14
 def fitting(
     items, # Items frame
     wants, # attribute -> value
@@ -93,7 +93,7 @@ def fitting(
     try: return np.asarray(fits(items, wants))
     except InputError: return np.zeros(len(items), bool)
 
-# %% ../nbs/18_steering.ipynb #c21
+# %% ../nbs/18_steering.ipynb #c22
 def converse(
     rec_fn, # Conversations -> item indices (n, 10), -1 where there are none
     requests, # From `requests_for`
@@ -109,7 +109,7 @@ def converse(
             turns[i].append('\n'.join(strings[j] for j in row[:2] if j >= 0))
     return np.array(lists)
 
-# %% ../nbs/18_steering.ipynb #c27
+# %% ../nbs/18_steering.ipynb #c28
 COMMON = 20
 def score(
     row, # Ten items, best first, -1 where there are none
@@ -121,7 +121,7 @@ def score(
     places = min(len(good), 10)
     return {'top1': hit[:1].mean(), 'recall@fit': hit[:places].sum()/places}
 
-# %% ../nbs/18_steering.ipynb #c30
+# %% ../nbs/18_steering.ipynb #c31
 def summary(
     requests, lists, # Requests and the items found for them
     plain, # Ten items without any words
@@ -136,7 +136,7 @@ def summary(
         if base := [p['satisfaction@10'] for _, p in mine if 'satisfaction@10' in p]: out['unsteered'][kind] = round(float(np.mean(base)), 4)
     return {k: v for k, v in out.items() if v} | dict(prompts=len(requests))
 
-# %% ../nbs/18_steering.ipynb #c31
+# %% ../nbs/18_steering.ipynb #c32
 PLAIN = 'Recommend something.'
 def benchmark(
     rec_fn, # Conversations -> item indices (n, 10)
@@ -150,7 +150,7 @@ def benchmark(
     out = sums.pop('pattern', {}) | sums
     return out | dict(source=dict(Counter(r['source'] for r in requests)))
 
-# %% ../nbs/18_steering.ipynb #c33
+# %% ../nbs/18_steering.ipynb #c34
 def table(
     **runs, # Name of a recommender = its benchmark
 ): # Frame: kind, then a column per recommender
@@ -160,7 +160,7 @@ def table(
     cell = lambda r, k: r.get('satisfaction@10', {}).get(k, r.get('recall@fit', {}).get(k))
     return pl.DataFrame(dict(kind=kinds) | {n: [cell(r, k) for k in kinds] for n, r in runs.items()})
 
-# %% ../nbs/18_steering.ipynb #c49
+# %% ../nbs/18_steering.ipynb #c50
 def claims(
     text, # An explanation
 ): # set of values claimed to be shared
@@ -168,7 +168,7 @@ def claims(
     _, found, end = text.rpartition('Both:')
     return {c.strip(' .') for c in end.split('.')[0].split(',')} - {''} if found else set()
 
-# %% ../nbs/18_steering.ipynb #c50
+# %% ../nbs/18_steering.ipynb #c51
 def explanation_pairs(
     f, # Facets
     n=100, seed=42,
@@ -182,7 +182,7 @@ def explanation_pairs(
         if j != i and shared(f, i, j): pairs.append((int(i), j))
     return pairs[:n]
 
-# %% ../nbs/18_steering.ipynb #c51
+# %% ../nbs/18_steering.ipynb #c52
 def explanation_scores(
     f, # Facets
     pairs, # (owned, recommended)
@@ -193,7 +193,7 @@ def explanation_scores(
     right = sum(len(s & t) for s, t in zip(said, true))
     return dict(precision=round(right/max(1, sum(map(len, said))), 4), recall=round(right/max(1, sum(map(len, true))), 4))
 
-# %% ../nbs/18_steering.ipynb #c57
+# %% ../nbs/18_steering.ipynb #c58
 def llm_metrics(
     rec_fn, # Conversations -> item indices (n, 10)
     say_fn, # Conversations -> texts

@@ -123,9 +123,12 @@ def grow_rows(
 # %% ../nbs/14_vocabulary.ipynb #c35
 def _load(llm, dtype):
     "Model and tokenizer from a folder or the Hub"
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM,AutoTokenizer
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     try: return AutoModelForCausalLM.from_pretrained(llm, dtype=getattr(torch, dtype)),use_chatml(AutoTokenizer.from_pretrained(llm))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise InputError(f"language model '{llm}': neither a model folder nor a model on the Hub that can be reached "
                          f"({type(e).__name__}); use 'small' or a folder written by save_pretrained") from None
 
