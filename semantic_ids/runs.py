@@ -282,10 +282,10 @@ class Preset:
     ffn:int = 768
     vocab_size:int = 2048
     conversations:int = 20000
-    language_steps:int = 100 # Stage 0: plain text
+    language_steps:int = 70 # Stage 0: plain text
     vocab_steps:int = 20 # Stage 1: new rows only
-    llm_steps:int = 700 # Stage 2: all weights
-    batch_tokens:int = 768
+    llm_steps:int = 470 # Stage 2: all weights
+    batch_tokens:int = 1536
     llm_lr:float = 3e-3
     optimizer:str = 'muon' # 'muon' (with AdamW) or 'adamw'
     dtype:str = 'bfloat16' # Autocast dtype of the language model
@@ -307,9 +307,9 @@ presets = dict(
               batch_tokens=512, eval_users=60, eval_prompts=24),
     quickstart=dict(),
     cpu=dict(top=2000, codebook_size=128, rq_steps=1500, sasrec_dropout=.3,
-             conversations=60_000, language_steps=150, vocab_steps=40, llm_steps=3200, eval_users=1000, eval_prompts=150),
+             conversations=60_000, language_steps=150, vocab_steps=40, llm_steps=3200, batch_tokens=768, eval_users=1000, eval_prompts=150),
     release=dict(top=None, codebook_size=64, rq_steps=1500, conversations=90_000, language_steps=250, vocab_steps=40,
-                 llm_steps=5500, eval_users=2000, eval_prompts=300),
+                 llm_steps=5500, batch_tokens=768, eval_users=2000, eval_prompts=300),
     colab={**_big, 'top': 5000, 'llm': 'Qwen/Qwen3-0.6B', 'conversations': 200_000, 'llm_steps': 3000, 'batch_tokens': 4096,
            'llm_lr': 1e-4, 'dtype': 'float32', 'threads': 2, 'eval_users': 1000, 'eval_prompts': 300},
     gpu=_big,
