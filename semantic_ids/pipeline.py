@@ -15,21 +15,21 @@ __all__ = ['needs', 'TRAININGS', 'ROWS', 'accelerator', 'versions', 'Work', 'out
            'a_history', 'talk', 'five_conversations', 'show_end', 'parser', 'quickstart', 'run_command',
            'report_command', 'chat_command', 'turns', 'doctor', 'machine', 'memory_gb', 'encoder_here', 'can', 'main']
 
-# %% ../nbs/22_pipeline.ipynb #c4
+# %% ../nbs/22_pipeline.ipynb #c5
 import argparse,errno,html,inspect,json,os,platform,sys,time,traceback
 from base64 import b64encode
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-# %% ../nbs/22_pipeline.ipynb #c5
+# %% ../nbs/22_pipeline.ipynb #c6
 from .runs import InputError,Preset,Run,atomic,hash_of,preset,presets,quiet,read_json,remove,say,set_seed,shop_path,source_hash,terminal,track,working,write_json
 
-# %% ../nbs/22_pipeline.ipynb #c8
+# %% ../nbs/22_pipeline.ipynb #c9
 needs = dict(catalogue=[], embeddings=['catalogue'], quantizer=['embeddings'], ids=['quantizer'], sasrec=['embeddings'],
              semantic_sasrec=['ids'], conversations=['ids'], llm=['conversations'], evaluation=['llm'])
 
-# %% ../nbs/22_pipeline.ipynb #c9
+# %% ../nbs/22_pipeline.ipynb #c10
 _modules = dict(catalogue=['catalogue', 'histories'], embeddings=['embeddings'], quantizer=['rqvae'], ids=['ids'], sasrec=['metrics', 'sasrec'],
     semantic_sasrec=['metrics', 'sasrec', 'semantic_sasrec'], conversations=['conversations'], llm=['conversations', 'vocabulary', 'finetuning'],
     evaluation=['conversations', 'decoding', 'metrics', 'steering'])
@@ -40,7 +40,7 @@ _settings = dict(catalogue='', embeddings='encoder', quantizer='n_levels codeboo
     llm='llm hidden layers heads kv_heads ffn vocab_size language_steps vocab_steps llm_steps batch_tokens llm_lr optimizer dtype threads seed')
 _settings['semantic_sasrec'] = _settings['sasrec']
 
-# %% ../nbs/22_pipeline.ipynb #c11
+# %% ../nbs/22_pipeline.ipynb #c12
 def accelerator():
     "The graphics card if there is one"
     import torch
@@ -52,7 +52,7 @@ def versions(): # Name to version
     names = 'torch transformers tokenizers sentence-transformers numpy polars scikit-learn'.split()
     return dict(python=platform.python_version(), **{n: version(n) for n in names})
 
-# %% ../nbs/22_pipeline.ipynb #c12
+# %% ../nbs/22_pipeline.ipynb #c13
 class Work:
     "A run under way: its sizes, its folder, and what the stages made so far"
     def __init__(self, catalogue, preset, folder):
@@ -73,7 +73,7 @@ class Work:
         "Take over rows, losses and other parts of the report that a stage measured"
         self.rows |= found.get('rows', {}); self.losses |= found.get('losses', {}); self.extra |= found.get('extra', {})
 
-# %% ../nbs/22_pipeline.ipynb #c14
+# %% ../nbs/22_pipeline.ipynb #c15
 def outdate(w, stage):
     "What an earlier run made from another version of `stage` does not belong to this run any more"
     for later in (k for k, before in needs.items() if stage in before):
@@ -87,7 +87,7 @@ def remake(w, stage, make, load):
     w.run.stage(stage, w.keys[stage], lambda d: make(w, d), lambda d: load(w, d))
     return False
 
-# %% ../nbs/22_pipeline.ipynb #c15
+# %% ../nbs/22_pipeline.ipynb #c16
 def do(w, stage, place=''):
     "Make a stage or keep the one that stands, and load it"
     make,load = (globals()[f'{verb}_{stage}'] for verb in ('make', 'load'))
@@ -101,7 +101,7 @@ def do(w, stage, place=''):
     if not kept: outdate(w, stage)
     say(f'{place} {stage:<16}' + ('kept' if kept else f'{w.run.seconds[stage]:.1f} s'))
 
-# %% ../nbs/22_pipeline.ipynb #c17
+# %% ../nbs/22_pipeline.ipynb #c18
 def sizes_of(preset_, top=None, seed=None):
     "A preset by name or as it is, with another `top` or `seed`"
     if top is not None and top < 1: raise InputError(f'top is {top}; it must be 1 or more')
@@ -122,7 +122,7 @@ def check_folder(to, catalogue):
     except OSError as e: raise InputError(f'cannot write to {to}: {e.strerror}; choose another --to folder') from None
     if not os.access(to, os.W_OK): raise InputError(f'cannot write to {to}: no permission; choose another --to folder')
 
-# %% ../nbs/22_pipeline.ipynb #c18
+# %% ../nbs/22_pipeline.ipynb #c19
 def open_run(source, sizes, to):
     "Check everything that can be checked before anything is written"
     from semantic_ids.catalogue import Catalogue,load
@@ -139,7 +139,7 @@ def set_threads(n):
     import torch
     torch.set_num_threads(n)
 
-# %% ../nbs/22_pipeline.ipynb #c21
+# %% ../nbs/22_pipeline.ipynb #c22
 def make_catalogue(w, d): w.catalogue.save(d)
 
 def load_catalogue(w, d):
@@ -148,7 +148,7 @@ def load_catalogue(w, d):
     w.split = split(bought)
     check_no_leak(w.split, bought)
 
-# %% ../nbs/22_pipeline.ipynb #c24
+# %% ../nbs/22_pipeline.ipynb #c25
 def make_embeddings(w, d):
     from semantic_ids.embeddings import catalogue_vectors,save_vectors
     x,info = catalogue_vectors(w.catalogue, w.preset.encoder)
@@ -158,7 +158,7 @@ def load_embeddings(w, d):
     from semantic_ids.embeddings import load_vectors
     w.x,w.info = load_vectors(d)
 
-# %% ../nbs/22_pipeline.ipynb #c27
+# %% ../nbs/22_pipeline.ipynb #c28
 def make_quantizer(w, d):
     from semantic_ids.rqvae import RQVAE
     p = w.preset
@@ -171,7 +171,7 @@ def load_quantizer(w, d):
     w.quantizer = RQVAE.load(d)
     w.losses['quantizer'] = [h['error'] for h in w.quantizer.history]
 
-# %% ../nbs/22_pipeline.ipynb #c30
+# %% ../nbs/22_pipeline.ipynb #c31
 def make_ids(w, d):
     from semantic_ids import ids as table
     codes = w.quantizer.encode(w.x)
@@ -184,7 +184,7 @@ def load_ids(w, d):
     w.ids = SemanticIDs.load(d)
     w.trie = Trie(w.ids.codes)
 
-# %% ../nbs/22_pipeline.ipynb #c33
+# %% ../nbs/22_pipeline.ipynb #c34
 def baselines(w): # Row name to score function
     "Recommenders without training"
     from semantic_ids import metrics as m
@@ -193,7 +193,7 @@ def baselines(w): # Row name to score function
     if w.catalogue.source == 'shop': rows['oracle'] = m.oracle(w.catalogue)
     return rows
 
-# %% ../nbs/22_pipeline.ipynb #c34
+# %% ../nbs/22_pipeline.ipynb #c35
 def fit_sasrec(w, model, folder, checkpoint):
     "Train a SASRec, save it, and return its row of figures with the training log"
     from semantic_ids.metrics import evaluate
@@ -209,7 +209,7 @@ def sasrec_sizes(p):
     "The settings that both SASRecs share"
     return dict(d_model=p.d_model, n_layers=p.sasrec_layers, n_heads=p.sasrec_heads, max_len=p.max_len, dropout=p.sasrec_dropout)
 
-# %% ../nbs/22_pipeline.ipynb #c35
+# %% ../nbs/22_pipeline.ipynb #c36
 def make_sasrec(w, d):
     from semantic_ids.metrics import evaluate
     from semantic_ids.sasrec import SASRec
@@ -234,7 +234,7 @@ def make_semantic_sasrec(w, d):
 
 def load_semantic_sasrec(w, d): w.add(read_json(d/'metrics.json'))
 
-# %% ../nbs/22_pipeline.ipynb #c39
+# %% ../nbs/22_pipeline.ipynb #c40
 def make_conversations(w, d):
     from semantic_ids.conversations import build
     frame = build(w.catalogue, w.ids, w.split, w.preset.conversations, w.preset.seed)
@@ -244,7 +244,7 @@ def load_conversations(w, d):
     import polars as pl
     w.talks = pl.read_parquet(d/'train.parquet')
 
-# %% ../nbs/22_pipeline.ipynb #c40
+# %% ../nbs/22_pipeline.ipynb #c41
 TRAININGS = 'language vocabulary finetuning'.split()
 
 def hush():
@@ -285,7 +285,7 @@ def sample(n, k):
     import numpy as np
     return np.unique(np.linspace(0, n-1, min(n, k)).round().astype(int))
 
-# %% ../nbs/22_pipeline.ipynb #c41
+# %% ../nbs/22_pipeline.ipynb #c42
 def teach_words(w, folder):
     "Plain text first, then the vocabulary, then the new rows alone; saved to `folder`"
     from semantic_ids import finetuning as ft,vocabulary as v
@@ -317,13 +317,13 @@ def make_llm(w, d):
     write_json(d/'train.json', dict(past['logs'], finetuning=log, language_loss=loss))
     model.to(getattr(torch, w.preset.dtype)).save_pretrained(d); tok.save_pretrained(d)
 
-# %% ../nbs/22_pipeline.ipynb #c42
+# %% ../nbs/22_pipeline.ipynb #c43
 def load_llm(w, d):
     log = read_json(d/'train.json')
     w.losses |= {k: log[k]['loss'] for k in TRAININGS}
     w.training = log
 
-# %% ../nbs/22_pipeline.ipynb #c45
+# %% ../nbs/22_pipeline.ipynb #c46
 class Asked:
     "The trained model of a run, for batches of prompts"
     def __init__(self, w):
@@ -347,7 +347,7 @@ class Asked:
         from semantic_ids.decoding import answer
         return [answer(self.model, self.tok, self.w.ids, self.w.trie, p, most, dtype=self.dtype) for p in track(prompts, label='asking')]
 
-# %% ../nbs/22_pipeline.ipynb #c46
+# %% ../nbs/22_pipeline.ipynb #c47
 def llm_ranks(w, asked, rows, n=10):
     "Rank of the test item in the model's list of n, infinity where it is not in it"
     import numpy as np
@@ -370,7 +370,7 @@ def llm_row(w, asked):
                 parameters=dict(embedding=size, other=sum(p.numel() for p in asked.model.parameters()) - size),
                 seconds_train=round(sum(w.training[k]['seconds'] for k in TRAININGS), 1))
 
-# %% ../nbs/22_pipeline.ipynb #c48
+# %% ../nbs/22_pipeline.ipynb #c49
 def llm_figures(w, asked):
     "report.llm: what the model knows about items, and how it was trained"
     from semantic_ids.steering import llm_metrics
@@ -394,7 +394,7 @@ def make_evaluation(w, d):
 
 def load_evaluation(w, d): w.add(read_json(d/'metrics.json'))
 
-# %% ../nbs/22_pipeline.ipynb #c52
+# %% ../nbs/22_pipeline.ipynb #c53
 ROWS = 'popularity last_item item_knn content_knn sasrec semantic_codes semantic_codes_hash semantic_random llm oracle'.split()
 
 def device():
@@ -403,7 +403,7 @@ def device():
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return f'{platform.machine()} cpu, {os.cpu_count()} cores, {torch.get_num_threads()} thread' + 's'*(torch.get_num_threads() > 1)
 
-# %% ../nbs/22_pipeline.ipynb #c53
+# %% ../nbs/22_pipeline.ipynb #c54
 def make_report(w): # As in report.json
     "What the run measured; what it did not measure is absent"
     c,secs = w.catalogue,{k: v for k, v in w.run.seconds.items()}
@@ -420,7 +420,7 @@ def measured(o):
     kept = {k: measured(v) for k, v in o.items()}
     return {k: v for k, v in kept.items() if v is not None and v != {} and v == v}
 
-# %% ../nbs/22_pipeline.ipynb #c56
+# %% ../nbs/22_pipeline.ipynb #c57
 def tables(r): # Title to (header, rows)
     "The tables of a report, all cells as text"
     out = {}
@@ -516,7 +516,7 @@ def img(fig): # An <img> element
     "A figure inside a page"
     return f'<img src="data:image/png;base64,{b64encode(png(fig)).decode()}" alt="">'
 
-# %% ../nbs/22_pipeline.ipynb #c60
+# %% ../nbs/22_pipeline.ipynb #c61
 def html_table(header, rows):
     "A table with every cell escaped"
     line = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
@@ -542,7 +542,7 @@ def item_rows(w, n=10):
     titles = w.catalogue.items['title'].to_list()
     return ['item', 'codes', 'semantic ID'], [[titles[i], ' '.join(map(str, w.ids.codes[i])), w.ids.strings[i]] for i in most_bought(w)[:n].tolist()]
 
-# %% ../nbs/22_pipeline.ipynb #c61
+# %% ../nbs/22_pipeline.ipynb #c62
 def report_html(w, r): # One self-contained page
     "The report as a web page: tables, figures and a few items with their IDs"
     title = html.escape(f"{r['catalogue']['name']}, preset {r['preset']}")
@@ -552,7 +552,7 @@ def report_html(w, r): # One self-contained page
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_css}</style><h1>{title}</h1>'
             f'<p>{html.escape(about(r))}</p>{"".join(pics)}{"".join(body)}{some}</html>\n')
 
-# %% ../nbs/22_pipeline.ipynb #c65
+# %% ../nbs/22_pipeline.ipynb #c66
 def run(
     source='shop', # 'shop', a folder, a pair of files or frames, or a Catalogue
     preset='quickstart', # A name or a `Preset`
@@ -576,7 +576,7 @@ def finish(w):
     with atomic(w.folder/'report.html') as tmp: tmp.write_text(report_html(w, w.report), encoding='utf-8')
     return w
 
-# %% ../nbs/22_pipeline.ipynb #c71
+# %% ../nbs/22_pipeline.ipynb #c72
 def _console():
     from rich.console import Console
     if terminal(sys.stdout): return Console(highlight=False)
@@ -631,7 +631,7 @@ def talk(rec, *turns):
     for t in turns: out += [('you', t), ('model', chat.say(t).text.replace('\n', '; '))]
     return out
 
-# %% ../nbs/22_pipeline.ipynb #c72
+# %% ../nbs/22_pipeline.ipynb #c73
 def five_conversations(w, rec): # Title to list of (speaker, text)
     "Five conversations with the model just trained"
     ids = a_history(w)
@@ -655,7 +655,7 @@ def show_end(w):
         for who, text in turns: c.print(clean(f'  {who:>5}: {text}'))
     c.print(clean(f"\n{about(r)}\n{w.folder/'report.html'}\nTalk to the packaged model: semantic-ids chat shop"))
 
-# %% ../nbs/22_pipeline.ipynb #c77
+# %% ../nbs/22_pipeline.ipynb #c78
 class _Parser(argparse.ArgumentParser):
     "Usage errors on one line"
     def error(self, message): raise InputError(f'{message}; see `{self.prog} --help`')
@@ -769,7 +769,7 @@ def can(memory, gpu):
 
 _commands = dict(quickstart=quickstart, run=run_command, chat=chat_command, report=report_command, doctor=doctor)
 
-# %% ../nbs/22_pipeline.ipynb #c78
+# %% ../nbs/22_pipeline.ipynb #c79
 def _fail(message, code):
     "One line on stderr"
     line = ' '.join(str(message).split())
@@ -786,7 +786,7 @@ def _os_error(e):
     traceback.print_exc()
     return 1
 
-# %% ../nbs/22_pipeline.ipynb #c79
+# %% ../nbs/22_pipeline.ipynb #c80
 def main(
     argv=None, # Words after `semantic-ids`; None reads the command line
 )->int: # 0 done, 2 bad input or usage, 1 anything else, 130 stopped

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CURES', 'nearest', 'residual_codes', 'kmeans', 'mlp', 'RQVAE']
 
-# %% ../nbs/05_rqvae.ipynb #c4
+# %% ../nbs/05_rqvae.ipynb #c5
 from pathlib import Path
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save as _bytes
 from .runs import InputError, atomic, read_json, track, write_json
 
-# %% ../nbs/05_rqvae.ipynb #c11
+# %% ../nbs/05_rqvae.ipynb #c12
 def nearest(
     r, # Vectors (n, d)
     codebook, # (k, d)
@@ -23,7 +23,7 @@ def nearest(
     "Index of the nearest codeword of each row"
     return torch.cdist(r, codebook).argmin(1)
 
-# %% ../nbs/05_rqvae.ipynb #c17
+# %% ../nbs/05_rqvae.ipynb #c18
 def residual_codes(
     z, # Vectors (n, d)
     codebooks, # One (k, d) tensor per level
@@ -35,7 +35,7 @@ def residual_codes(
         r = r - book[codes[-1]]
     return torch.stack(codes, 1), z - r
 
-# %% ../nbs/05_rqvae.ipynb #c22
+# %% ../nbs/05_rqvae.ipynb #c23
 def kmeans(
     r, # Residuals (n, d)
     k, # Codewords
@@ -51,13 +51,13 @@ def kmeans(
     noise = 1e-3 * (rows.std() + 1e-6) * rng.standard_normal(copies.shape)
     return torch.as_tensor(np.concatenate([centres, copies + noise]), dtype=r.dtype, device=r.device)
 
-# %% ../nbs/05_rqvae.ipynb #c33
+# %% ../nbs/05_rqvae.ipynb #c34
 def mlp(sizes):
     "Linear layers with SiLU between them"
     layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
 
-# %% ../nbs/05_rqvae.ipynb #c35
+# %% ../nbs/05_rqvae.ipynb #c36
 class RQVAE(nn.Module):
     "Encoder, one codebook per level, decoder"
     def __init__(self, d_in, hidden=(256, 128), d_latent=32, n_levels=3, codebook_size=32):
@@ -70,7 +70,7 @@ class RQVAE(nn.Module):
         self.register_buffer('scale', torch.ones(()))
         self.history = []
 
-# %% ../nbs/05_rqvae.ipynb #c37
+# %% ../nbs/05_rqvae.ipynb #c38
 @patch
 def forward(
     self:RQVAE,
@@ -87,13 +87,13 @@ def forward(
         r = r - w.detach()
     return self.decoder(z + (q - z).detach()), codes, loss
 
-# %% ../nbs/05_rqvae.ipynb #c41
+# %% ../nbs/05_rqvae.ipynb #c42
 @patch
 def scaled(self:RQVAE, x):
     "Centred, and divided by the spread over all entries"
     return (x - self.mean) / self.scale
 
-# %% ../nbs/05_rqvae.ipynb #c44
+# %% ../nbs/05_rqvae.ipynb #c45
 @patch
 @torch.no_grad()
 def init_codebooks(self:RQVAE, z, seed=0):
@@ -103,7 +103,7 @@ def init_codebooks(self:RQVAE, z, seed=0):
         book.copy_(kmeans(r, len(book), seed + l))
         r = r - book[nearest(r, book)]
 
-# %% ../nbs/05_rqvae.ipynb #c46
+# %% ../nbs/05_rqvae.ipynb #c47
 @patch
 @torch.no_grad()
 def restart_dead(
@@ -123,7 +123,7 @@ def restart_dead(
         r, moved = r - book[nearest(r, book)], moved + len(dead)
     return moved
 
-# %% ../nbs/05_rqvae.ipynb #c49
+# %% ../nbs/05_rqvae.ipynb #c50
 @patch
 @torch.no_grad()
 def repair(
@@ -145,10 +145,10 @@ def repair(
         r = r - book[nearest(r, book)]
     return moved
 
-# %% ../nbs/05_rqvae.ipynb #c51
+# %% ../nbs/05_rqvae.ipynb #c52
 CURES = ('scale', 'kmeans', 'restart', 'repair')
 
-# %% ../nbs/05_rqvae.ipynb #c52
+# %% ../nbs/05_rqvae.ipynb #c53
 @patch
 def _train(self:RQVAE, x, seed, steps, lr, batch, dtype, cures, every=20):
     opt = torch.optim.AdamW([dict(params=[*self.encoder.parameters(), *self.decoder.parameters()], weight_decay=1e-4),
@@ -166,14 +166,14 @@ def _train(self:RQVAE, x, seed, steps, lr, batch, dtype, cures, every=20):
             if 'restart' in cures and step < .8 * steps: self.restart_dead(self.latents(b), used, opt)
             used.zero_()
 
-# %% ../nbs/05_rqvae.ipynb #c53
+# %% ../nbs/05_rqvae.ipynb #c54
 @patch
 @torch.no_grad()
 def latents(self:RQVAE, x):
     "Encoder output of scaled vectors, in chunks"
     return torch.cat([self.encoder(c).float() for c in x.split(65536)])
 
-# %% ../nbs/05_rqvae.ipynb #c54
+# %% ../nbs/05_rqvae.ipynb #c55
 def _vectors(x):
     x = torch.as_tensor(np.asarray(x, np.float32))
     if x.ndim != 2 or not len(x): raise InputError(f'vectors: shape {tuple(x.shape)}, wanted (items, dimensions) with at least one item')
@@ -181,7 +181,7 @@ def _vectors(x):
     if len(bad): raise InputError(f'vectors: {len(bad)} rows hold NaN or infinity, first row {int(bad[0])}; embed these items again')
     return x
 
-# %% ../nbs/05_rqvae.ipynb #c56
+# %% ../nbs/05_rqvae.ipynb #c57
 @patch
 def fit(
     self:RQVAE,
@@ -205,7 +205,7 @@ def fit(
         if 'repair' in cures: self.repair(self.latents(self.scaled(x)))
     return self.eval()
 
-# %% ../nbs/05_rqvae.ipynb #c57
+# %% ../nbs/05_rqvae.ipynb #c58
 @patch
 @torch.no_grad()
 def encode(
@@ -216,7 +216,7 @@ def encode(
     x = _vectors(x).to(self.mean.device)
     return torch.cat([residual_codes(self.latents(self.scaled(c)), self.codebooks)[0] for c in x.split(65536)]).cpu().numpy()
 
-# %% ../nbs/05_rqvae.ipynb #c58
+# %% ../nbs/05_rqvae.ipynb #c59
 @patch
 @torch.no_grad()
 def decode(
@@ -228,7 +228,7 @@ def decode(
     q = sum(book[c] for book, c in zip(self.codebooks, codes.T))
     return (self.decoder(q) * self.scale + self.mean).cpu().numpy()
 
-# %% ../nbs/05_rqvae.ipynb #c83
+# %% ../nbs/05_rqvae.ipynb #c84
 @patch
 def save(self:RQVAE, folder):
     "Write model.safetensors and config.json"
@@ -236,7 +236,7 @@ def save(self:RQVAE, folder):
     with atomic(folder / 'model.safetensors') as f: f.write_bytes(_bytes({k: v.contiguous().cpu() for k, v in self.state_dict().items()}))
     write_json(folder / 'config.json', dict(config=self.config, history=self.history))
 
-# %% ../nbs/05_rqvae.ipynb #c84
+# %% ../nbs/05_rqvae.ipynb #c85
 @patch(cls_method=True)
 def load(cls:RQVAE, folder):
     "Read what `save` wrote; a damaged file is an error"

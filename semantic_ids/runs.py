@@ -7,7 +7,7 @@ __all__ = ['presets', 'FORMAT_VERSION', 'InputError', 'remove', 'move', 'atomic'
            'source_hash', 'peak_rss_mb', 'Run', 'terminal', 'quiet', 'track', 'say', 'working', 'set_seed', 'Preset',
            'preset', 'shop_path', 'results']
 
-# %% ../nbs/21_runs.ipynb #c4
+# %% ../nbs/21_runs.ipynb #c5
 import ast,hashlib,json,os,random,shutil,sys,time
 from contextlib import contextmanager
 from dataclasses import dataclass,fields,replace
@@ -15,11 +15,11 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/21_runs.ipynb #c7
+# %% ../nbs/21_runs.ipynb #c8
 class InputError(ValueError):
     "Bad input or usage: one line that says what, where and how to mend it"
 
-# %% ../nbs/21_runs.ipynb #c13
+# %% ../nbs/21_runs.ipynb #c14
 def remove(
     path, # A file, a folder or nothing
 ):
@@ -28,7 +28,7 @@ def remove(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-# %% ../nbs/21_runs.ipynb #c15
+# %% ../nbs/21_runs.ipynb #c16
 def move(
     tmp, # The finished file or folder
     path, # Its place
@@ -55,7 +55,7 @@ def atomic(
         move(tmp, path)
     finally: remove(tmp)
 
-# %% ../nbs/21_runs.ipynb #c23
+# %% ../nbs/21_runs.ipynb #c24
 def write_json(
     path, # Where to
     obj, # Dicts, lists, strings, numbers
@@ -64,14 +64,14 @@ def write_json(
     text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
     with atomic(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
 
-# %% ../nbs/21_runs.ipynb #c24
+# %% ../nbs/21_runs.ipynb #c25
 def _plain(o):
     "A numpy scalar, array or path as plain Python"
     if hasattr(o, 'tolist'): return o.tolist()
     if isinstance(o, Path): return str(o)
     raise TypeError(f'{type(o).__name__} does not fit into JSON')
 
-# %% ../nbs/21_runs.ipynb #c25
+# %% ../nbs/21_runs.ipynb #c26
 def read_json(
     path, # A JSON file
 ): # What it holds
@@ -80,7 +80,7 @@ def read_json(
     except FileNotFoundError: raise InputError(f'{path}: no such file') from None
     except (ValueError, UnicodeDecodeError): raise InputError(f'{path}: not valid JSON; delete it and run again') from None
 
-# %% ../nbs/21_runs.ipynb #c28
+# %% ../nbs/21_runs.ipynb #c29
 def hash_of(
     *parts, # Dicts, lists, strings, numbers, bytes, numpy arrays
 )->str: # 16 hex digits
@@ -89,7 +89,7 @@ def hash_of(
     for p in parts: _feed(h, p)
     return h.hexdigest()[:16]
 
-# %% ../nbs/21_runs.ipynb #c29
+# %% ../nbs/21_runs.ipynb #c30
 def _feed(h, o):
     "Feed `o` to the hash `h`, with its type, so that 1 and '1' differ"
     h.update(f'<{_kind(o)}>'.encode())
@@ -109,7 +109,7 @@ def _kind(o):
     if isinstance(o, Path): return 'str'
     return type(o).__name__
 
-# %% ../nbs/21_runs.ipynb #c34
+# %% ../nbs/21_runs.ipynb #c35
 @lru_cache(None)
 def source_hash(
     *names, # Modules of ours, such as 'rqvae'
@@ -118,14 +118,14 @@ def source_hash(
     root = Path(str(files('semantic_ids')))
     return hash_of(*[ast.dump(ast.parse((root/f'{n}.py').read_text(encoding='utf-8'))) for n in names])
 
-# %% ../nbs/21_runs.ipynb #c37
+# %% ../nbs/21_runs.ipynb #c38
 def peak_rss_mb():
     "The most memory this process has held, where the system tells"
     try: from resource import RUSAGE_SELF,getrusage
     except ImportError: return None
     return round(getrusage(RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10), 1)
 
-# %% ../nbs/21_runs.ipynb #c38
+# %% ../nbs/21_runs.ipynb #c39
 class Run:
     "A folder of stages, each made once for its key"
     def __init__(self, folder):
@@ -165,22 +165,22 @@ class Run:
         write_json(path/'key.json', dict(key=key))
         return path
 
-# %% ../nbs/21_runs.ipynb #c40
+# %% ../nbs/21_runs.ipynb #c41
 def _json_or_nothing(p):
     "The dict in `p`, or an empty one where the file is missing or broken"
     try: o = read_json(p)
     except InputError: return {}
     return o if isinstance(o, dict) else {}
 
-# %% ../nbs/21_runs.ipynb #c56
+# %% ../nbs/21_runs.ipynb #c57
 _state = dict(quiet=os.environ.get('SEMANTIC_IDS_QUIET') == '1', live=None)
 
-# %% ../nbs/21_runs.ipynb #c57
+# %% ../nbs/21_runs.ipynb #c58
 def terminal(stream):
     "Does a person watch this stream? A notebook says yes and is none"
     return stream.isatty() and 'ipykernel' not in sys.modules
 
-# %% ../nbs/21_runs.ipynb #c58
+# %% ../nbs/21_runs.ipynb #c59
 def quiet(
     on=True, # Hide progress?
 ):
@@ -198,7 +198,7 @@ def track(
     if _state['quiet'] or not terminal(sys.stderr): yield from items
     else: yield from _bar(items, total, label)
 
-# %% ../nbs/21_runs.ipynb #c59
+# %% ../nbs/21_runs.ipynb #c60
 def _columns():
     "What a progress line shows"
     from rich.progress import BarColumn,MofNCompleteColumn,TextColumn,TimeElapsedColumn,TimeRemainingColumn
@@ -234,7 +234,7 @@ def say(
     if _state['live']: _state['live'].console.print(text, markup=False, highlight=False)
     else: print(text, file=sys.stderr, flush=True)
 
-# %% ../nbs/21_runs.ipynb #c60
+# %% ../nbs/21_runs.ipynb #c61
 @contextmanager
 def working(
     label, # What is going on
@@ -244,7 +244,7 @@ def working(
     else:
         with _line(label): yield
 
-# %% ../nbs/21_runs.ipynb #c63
+# %% ../nbs/21_runs.ipynb #c64
 def set_seed(
     seed=42, # Any whole number
 ):
@@ -255,7 +255,7 @@ def set_seed(
     import torch
     torch.manual_seed(seed)
 
-# %% ../nbs/21_runs.ipynb #c66
+# %% ../nbs/21_runs.ipynb #c67
 @dataclass(frozen=True)
 class Preset:
     "Sizes, optimizer, encoder and dtype of a run; the defaults are `quickstart`"
@@ -294,13 +294,13 @@ class Preset:
     eval_prompts:int = 80 # Requests of each kind in the steering benchmark
     seed:int = 42
 
-# %% ../nbs/21_runs.ipynb #c67
+# %% ../nbs/21_runs.ipynb #c68
 _big = dict(top=None, encoder='Qwen/Qwen3-Embedding-0.6B', codebook_size=256, rq_steps=20000, rq_lr=1e-3, rq_batch=4096,
             d_model=128, sasrec_epochs=40, sasrec_lr=1e-3, sasrec_dropout=.3, max_len=50, llm='Qwen/Qwen3-8B',
             conversations=2_000_000, language_steps=0, vocab_steps=1000, llm_steps=12000, batch_tokens=32768, llm_lr=2e-5,
             optimizer='adamw', dtype='bfloat16', threads=8, eval_users=5000, eval_prompts=1000)
 
-# %% ../nbs/21_runs.ipynb #c68
+# %% ../nbs/21_runs.ipynb #c69
 presets = dict(
     tiny=dict(top=100, codebook_size=16, rq_steps=120, sasrec_epochs=3, d_model=32, max_len=10, hidden=64, layers=2, heads=2,
               kv_heads=1, ffn=128, vocab_size=1024, conversations=600, language_steps=6, vocab_steps=4, llm_steps=20,
@@ -325,15 +325,15 @@ def preset(
     if bad: raise InputError(f"preset has no field '{sorted(bad)[0]}'; it has {', '.join(f.name for f in fields(Preset))}")
     return replace(Preset(name=name, **presets[name]), **overrides)
 
-# %% ../nbs/21_runs.ipynb #c75
+# %% ../nbs/21_runs.ipynb #c76
 FORMAT_VERSION = 1
 
-# %% ../nbs/21_runs.ipynb #c76
+# %% ../nbs/21_runs.ipynb #c77
 def shop_path(): # A folder
     "Where the embedded shop lies in the package"
     return Path(str(files('semantic_ids')))/'shop'
 
-# %% ../nbs/21_runs.ipynb #c77
+# %% ../nbs/21_runs.ipynb #c78
 def results(
     name, # Such as 'shop' or 'games2018'
 )->dict:
