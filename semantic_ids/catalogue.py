@@ -293,6 +293,7 @@ def _ids(x, column, file, unique=True):
     s = s.cast(pl.String).str.strip_chars()
     if (bad := (s.is_null() | (s == ''))).any(): raise InputError(f'{_row(file, bad.arg_max())}: {column} is empty; every row needs one')
     if (bad := s.str.contains(UNSEEN)).any(): raise InputError(f'{_row(file, bad.arg_max())}: {column} {_show(s[bad.arg_max()])} holds invisible characters; remove them')
+    if (bad := s.str.len_chars() > 500).any(): raise InputError(f'{_row(file, bad.arg_max())}: {column} {_show(s[bad.arg_max()])} is longer than 500 characters; wanted short ids')
     if unique and (twice := ~s.is_first_distinct()).any():
         i = twice.arg_max()
         raise InputError(f'{_row(file, i)}: {column} {_show(s[i])} stands in row {(s == s[i]).arg_max()+1} already ({twice.sum():,} such rows); keep one row for each')
@@ -318,7 +319,7 @@ def _fill_titles(x, dropped):
     known = pl.concat_str([pl.col(c) for c in parts], separator=' ', ignore_nulls=True).replace('', None) if parts else pl.lit(None, pl.String)
     dropped['missing titles filled from attributes'] = n
     kinds = [pl.col(c).list.join(' ').replace('', None) for c in ('genres', 'categories') if c in x.columns]
-    return x.with_columns(pl.coalesce('title', known, *kinds, pl.lit('Item ') + pl.col('item_id')))
+    return x.with_columns(pl.coalesce('title', known, *kinds, pl.lit('Item ') + pl.col('item_id')).str.head(2000).str.strip_chars())
 
 # %% ../nbs/01_catalogue.ipynb #c46
 CURRENCY = r'(?i)\p{Sc}|EUR|USD|GBP|CHF'
@@ -396,18 +397,20 @@ def _items(x, file, dropped):
     "The item table in one form"
     for c in ('item_id', 'title'): _need(x, c, file)
     x = _ids(x, 'item_id', file)
-    x = x.with_columns(_list(x, c, file) for c in LISTS if c in x.columns)
+    x = x.with_columns(_list(x, c, file, dropped) for c in LISTS if c in x.columns)
     x = x.with_columns(_text(x, c, file, dropped) for c in ['title', *TEXTS] if c in x.columns)
     x = x.with_columns(_number(x, c, t, file) for c, t in NUMBERS.items() if c in x.columns)
     return _fill_titles(x, dropped).sort('item_id')
 
-def _list(x, column, file):
+def _list(x, column, file, dropped):
     "A column of lists; text is cut at | and at >, ; or / with a space around"
     s = x[column]
     if s.dtype in (*WORDY, pl.Null): s = s.cast(pl.String).str.replace_all(r'\s>\s|;\s|\s/\s' if column != 'features' else r'\s>\s', '|').str.split('|')
     if isinstance(s.dtype, pl.Array): s = s.arr.to_list()
     if not (isinstance(s.dtype, pl.List) and s.dtype.inner in (*WORDY, pl.Null)): raise InputError(f'{file}: column {column} holds {_type(s.dtype)}; wanted lists of text, or text with | between the values')
-    s = s.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != '')))
+    s = s.cast(pl.List(pl.String))
+    if n := s.list.eval(pl.element().str.contains(CONTROL)).list.any().sum(): dropped[f'{column} values rid of control characters'] = n
+    s = s.list.eval(pl.element().str.replace_all(CONTROL, '').str.replace_all(r'\s+', ' ').str.strip_chars()).list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != '')))
     return s.fill_null([]).alias(column)
 
 def _histories(x, file, dropped):
