@@ -1,11 +1,13 @@
 "Catalogues and histories: bad input, round trips, splits, the frozen shop, real data"
+from datetime import date, datetime, timezone
+from decimal import Decimal
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from semantic_ids.catalogue import FAMILIES, Catalogue, fits, from_frames, load, platforms_of, products, read_table
 from semantic_ids.histories import (REAL, Ragged, Split, check_no_leak, encode, oracle_scores, shop_state, simulate, split, statistics)
-from semantic_ids.runs import InputError
+from semantic_ids.runs import InputError, quiet
 
 IDS = pl.List(pl.String)
 
@@ -60,7 +62,7 @@ def test_bad_files(tmp_path):
     one_line(lambda: load((tmp_path/'i.csv', tmp_path/'h.csv')), 'i.csv', 'no such file')
     (tmp_path/'empty').mkdir()
     one_line(lambda: load(tmp_path/'empty'), 'items.parquet', 'found nothing')
-    one_line(lambda: load('amazon:Video_Games'), 'amazon:Video_Games')
+    one_line(lambda: load('amazon:'), 'amazon:Video_Games')
     one_line(lambda: load((items(),)), 'wanted two')
     one_line(lambda: from_frames(42, GOOD), 'items', 'frame')
     (tmp_path/'x.txt').write_text('x')
@@ -175,6 +177,240 @@ def test_ragged(rows, n):
     assert [list(x) for x in r.append(np.arange(len(rows)))] == [x + [i] for i, x in enumerate(rows)]
     order = list(range(len(rows)))[::-1]
     assert [list(x) for x in r.take(order)] == [rows[i] for i in order]
+
+
+# guesses and overrides
+
+SALES = pl.DataFrame(dict(Customer=['x', 'x', 'y', 'x'], product=['c', 'a', 'a', 'b'], Date=['03.01.2024', '01.01.2024', '01.01.2024', '02.01.2024']))
+
+@pytest.mark.parametrize('names,title', [(('Product ID', 'Product Name'), 'Product Name'), (('productId', 'NAME'), 'NAME'), (('SKU', 'Title'), 'Title'), (('id', 'product'), 'product'),
+                                         (('asin', 'name'), 'name'), (('Artikelnummer', 'Bezeichnung'), 'Bezeichnung'), (('product', 'title'), None)])
+def test_guessed_columns(names, title, capfd):
+    quiet(False)
+    try: cat = from_frames(items().rename(dict(item_id=names[0], title=names[1])), SALES)
+    finally: quiet(True)
+    said = capfd.readouterr().err.splitlines()
+    assert cat.guessed['items.item_id'] == f'column {names[0]!r}' and cat.guessed.get('items.title') == (f'column {title!r}' if title else None)
+    assert said == [f'{k}: {v}' for k, v in cat.guessed.items()] and len(said) == len(set(said))
+    assert cat.histories['item_ids'].to_list() == [['a', 'b', 'c'], ['a']]
+    assert cat.histories['timestamps'].to_list()[0] == [date(2024, 1, d) for d in (1, 2, 3)]
+
+def test_names_of_ours_need_no_guess(capfd):
+    assert from_frames(items(asin=['x', 'y', 'z'], Name=['p', 'q', 'r']), GOOD).guessed == {}
+    assert capfd.readouterr().err == ''
+
+def test_a_mere_id_in_histories_is_the_row():
+    sales = SALES.with_columns(id=pl.Series([1, 2, 3, 4]))
+    assert from_frames(items(), sales).histories.equals(from_frames(items(), SALES).histories)
+    one_line(lambda: from_frames(items(), sales.drop('product')), 'histories', 'item_ids')
+
+def test_ambiguity_names_both_and_the_override():
+    two = items().rename(dict(item_id='sku')).with_columns(asin=pl.Series(['p', 'q', 'r']))
+    one_line(lambda: from_frames(two, GOOD), "'sku'", "'asin'", 'item_id', 'columns=dict(item_id=')
+    assert from_frames(two, GOOD, columns=dict(item_id='sku')).items['item_id'].to_list() == ['a', 'b', 'c']
+    one_line(lambda: from_frames(items(), SALES.with_columns(time=pl.lit('12:00'))), "'Date'", "'time'", 'timestamp')
+
+def test_overrides():
+    it, hi = items().rename(dict(item_id='Art.-Nr.', title='Was')), SALES.rename(dict(product='Ware'))
+    cat = from_frames(it, hi, columns=dict(items=dict(item_id='Art.-Nr.', title='Was'), histories=dict(item_id='Ware')))
+    assert cat.items['title'].to_list() == ['Braid', 'Halo 4', 'Rez'] and len(cat.histories) == 2
+    long = from_frames(items(Long=['x', 'y', 'z']), GOOD, columns=dict(title='Long'))
+    assert long.items['title'].to_list() == ['x', 'y', 'z'] and 'Long' not in long.items.columns
+    for bad, words in [(dict(title='Wo'), ['title', "'Wo'", 'item_id']), (dict(titel='title'), ["'titel'"]), ('title', ['dict']), (dict(items='x'), ['dict']), (dict(items=dict(title='Wo')), ["'Wo'"]),
+                       (dict(histories=dict(item_id=3)), ['3']), ({3: 'title'}, ['3']), (dict(title=['title']), ['title']), (dict(title=None), ['None'])]:
+        one_line(lambda: from_frames(items(), GOOD, columns=bad), *words)
+
+def test_unknown_items_are_dropped_when_asked():
+    hi = histories(['a', 'zelda', 'b', 'c'], ['mario', 'zelda'], ['c', 'a', 'b'], [])
+    one_line(lambda: from_frames(items(), hi), "'zelda'", '3 such purchases')
+    cat = from_frames(items(), hi, unknown='drop')
+    assert cat.histories['item_ids'].to_list() == [['a', 'b', 'c'], ['c', 'a', 'b']]
+    assert cat.dropped == {'empty histories left out': 1, 'purchases of unknown items left out': 3, 'items that were bought but are not in the table': 2,
+                           'histories of unknown items only left out': 1}
+    one_line(lambda: from_frames(items(), histories(['x', 'y', 'z']), unknown='drop'), 'every history is empty')
+    one_line(lambda: from_frames(items(), hi, unknown='keep'), "'raise' or 'drop'")
+
+def test_saved_guesses_come_back(tmp_path):
+    cat = from_frames(items().rename(dict(title='Name')), SALES)
+    cat.save(tmp_path/'c')
+    back = Catalogue.load(tmp_path/'c')
+    assert back.guessed == cat.guessed != {} and back.hash == cat.hash
+    for note in ('[]', '{"dropped": 3}', '{"name": ["x"]}', '{'):
+        (tmp_path/'c'/'catalogue.json').write_text(note)
+        one_line(lambda: load(tmp_path/'c'), 'catalogue.json')
+
+
+# numbers and times
+
+@pytest.mark.parametrize('prices,wanted', [
+    (['4,50 €', '€ 0,45', ''], [4.5, .45, None]), (['1.234,50', '3,5', '2'], [1234.5, 3.5, 2]), (['$1,234.50', '$3', None], [1234.5, 3, None]), (['1,234', '5', '6'], [1234, 5, 6]),
+    (['EUR 4.50', '5 eur', 'nan'], None), (['CHF 1’234.50', '5', '6'], [1234.5, 5, 6]), ([1, 2, 3], [1, 2, 3]), ([float('nan'), 2., 0.], [None, 2, 0]), ([Decimal('1.5'), None, Decimal(2)], [1.5, None, 2]),
+    (['4,50', '4.50', '1'], None), (['$4', '4 €', '1'], None), ([1., float('inf'), 2.], None), (['inf', '1', '2'], None), ([-1, 2, 3], None), (['-4,50', '1', '2'], None), ([True, False, True], None)])
+def test_prices(prices, wanted):
+    get = lambda: from_frames(items(price=prices), GOOD).items['price'].to_list()
+    if wanted is None: one_line(get, 'price', 'wanted')
+    else: assert get() == wanted
+
+DAYS, MOMENTS = [date(2024, 5, 31), date(2024, 6, 1), date(2024, 6, 2)], [datetime(2024, 5, 31, 14, 5), datetime(2024, 6, 1), datetime(2024, 6, 2)]
+SECONDS = [int(d.replace(tzinfo=timezone.utc).timestamp()) for d in MOMENTS]
+
+@pytest.mark.parametrize('times,wanted', [
+    (DAYS, DAYS), ([str(d) for d in DAYS], DAYS), ([f'{d:%d.%m.%Y}' for d in DAYS], DAYS), ([f'{d:%Y%m%d}' for d in DAYS], DAYS), ([int(f'{d:%Y%m%d}') for d in DAYS], DAYS), (['2024-05-31', '2024/06/01', '02.06.2024'], DAYS),
+    (MOMENTS, MOMENTS), ([d.isoformat() for d in MOMENTS], MOMENTS), (['2024-05-31T14:05:00Z', '2024-06-01T02:00:00+02:00', '2024-06-02'], MOMENTS), (['31.05.2024 14:05', '2024-06-01 00:00', '2024-06-02'], MOMENTS),
+    (SECONDS, MOMENTS), ([s*1000 for s in SECONDS], MOMENTS), ([s*10**6 for s in SECONDS], MOMENTS), ([s*10**9 for s in SECONDS], MOMENTS), ([float(s) for s in SECONDS], MOMENTS), ([str(s) for s in SECONDS], MOMENTS),
+    ([d.replace(tzinfo=timezone.utc) for d in MOMENTS], MOMENTS), ([1, 2, 3], None), (['1', '9', '10'], None), ([.5, 1.5, 2], None), ([None, None, None], None)])
+def test_times(times, wanted):
+    order = [2, 0, 1]
+    hi = pl.DataFrame(dict(user_id=['u']*3, item_id=['abc'[i] for i in order], ts=[times[i] for i in order]), strict=False)
+    cat = from_frames(items(), hi)
+    assert cat.histories['item_ids'].to_list() == ([['a', 'b', 'c']] if times[0] is not None else [['c', 'a', 'b']])
+    assert (cat.histories['timestamps'].to_list()[0] if wanted else 'timestamps' not in cat.histories.columns) == (wanted or True)
+    again = from_frames(cat.items, cat.histories)
+    assert again.histories.equals(cat.histories) and again.hash == cat.hash
+
+@pytest.mark.parametrize('times,row', [(['2024-05-31', 'yesterday', '2024-06-01'], 'row 2'), (['2024-05-31', '', '2024-06-01'], 'row 2'), (['2024-05-31', '05/06/24', '2024-06-01'], 'row 2'), (['2024-02-30', '2024-05-31', '2024-06-01'], 'row 1'),
+    ([1717164300, 3, 1717164301], 'row 2'), ([1717164300, 1717164300000, 1717164301], 'row 1'), ([1717164300, -1717164300, 1717164301], 'row 2'), ([float('nan'), 1717164300., 1717164301.], 'row 1'), ([float('inf'), 1., 2.], 'row'),
+    ([True, False, True], 'timestamp'), ([[1], [2], [3]], 'timestamp'), ([date(1, 1, 1), date(2024, 1, 1), date(2024, 1, 1)], 'row 1'), ([10**19, 1, 2], 'row')])
+def test_bad_times(times, row):
+    hi = pl.DataFrame(dict(user_id=['u']*3, item_id=['a', 'b', 'c'], timestamp=pl.Series(times, strict=False)))
+    one_line(lambda: from_frames(items(), hi), 'histories', row, 'timestamp', 'wanted')
+
+def test_times_beside_lists():
+    hi = pl.DataFrame(dict(user_id=[1, 2, 3], item_ids=[['c', 'a', 'b'], [], ['a']], timestamps=[[3*10**8, 10**8, 2*10**8], [], [10**8]]))
+    cat = from_frames(items(), hi)
+    assert cat.histories['item_ids'].to_list() == [['a', 'b', 'c'], ['a']] and cat.dropped['histories put in the order of their times'] == 1
+    one_line(lambda: from_frames(items(), hi.with_columns(timestamps=pl.lit([10**9]))), 'row 1', '1 timestamps for 3 purchases')
+    one_line(lambda: from_frames(items(), hi.with_columns(timestamps=pl.lit('x'))), 'timestamps', 'wanted lists')
+    assert 'timestamps' not in from_frames(items(), hi.with_columns(timestamps=pl.Series([[1, 2, 3], [], [1]]))).histories.columns
+
+
+# files as people have them
+
+ITEMS_CSV = 'item_id;title;price\na;Pokémon;4,50 €\nb;"Halo; 4";1,00 €\nc;Rez;\n'
+SALES_CSV = 'user_id\titem_id\tdate\n1\tb\t02.01.2024\n1\ta\t01.01.2024\n1\tc\t03.01.2024\n'
+
+@pytest.mark.parametrize('encoding,said', [('utf-8', 'UTF-8'), ('utf-8-sig', 'UTF-8'), ('cp1252', 'Windows-1252'), ('utf-16', 'UTF-16')])
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_separators_and_encodings(tmp_path, encoding, said, end):
+    (tmp_path/'items.csv').write_bytes(ITEMS_CSV.replace('\n', end).encode(encoding))
+    (tmp_path/'histories.csv').write_bytes(SALES_CSV.replace('\n', end).encode(encoding))
+    cat = load(tmp_path)
+    assert cat.items['title'].to_list() == ['Pokémon', 'Halo; 4', 'Rez'] and cat.items['price'].to_list() == [4.5, 1, None]
+    assert cat.histories['item_ids'].to_list() == [['a', 'b', 'c']]
+    assert cat.guessed['items.csv'] == f"separator ';', encoding {said}" and "'\\t'" in cat.guessed['histories.csv']
+    pair = load((tmp_path/'items.csv', str(tmp_path/'histories.csv')))
+    mixed = load((tmp_path/'items.csv', pl.DataFrame(dict(user=[1]*3, item=['a', 'b', 'c'], date=DAYS))))
+    assert pair.hash == cat.hash and mixed.items.equals(cat.items)
+
+GARBAGE = {'empty': b'', 'blank': b'\n\n \n', 'header only': b'item_id,title\n', 'ragged': b'item_id,title\na,Braid\nb,Halo,4\n', 'short row': b'item_id,title,price\na,Braid,1\nb\n', 'twice': b'item_id,title,title\na,Braid,x\n',
+           'binary': bytes(range(256))*4, 'NULs': b'item_id,title\n\0\0,\0\n', 'NUL and Latin': b'item_id,title\n\xe9\0,x\n', 'open quote': b'item_id,title\na,"Braid\nb,Halo\n', 'half of UTF-16': b'\xff\xfei\0t\0e', 'one column': b'item_id\na\nb\nc\n',
+           'numbers': b'1,2,3\n4,5,6\n', 'no names': b',,\n1,2,3\n', 'not cp1252': b'item_id,title\n\x81,\x8d\n', 'parquet': b'PAR1\0\0PAR1', 'zero width': 'item_id,title\na\u200b,Braid\n'.encode(), 'line separator': 'item_id,title\na\u2028x,Braid\n'.encode()}
+
+@pytest.mark.parametrize('name', GARBAGE)
+@pytest.mark.parametrize('end', ['csv', 'parquet'])
+@pytest.mark.parametrize('which', ['items', 'histories'])
+def test_garbage_files(tmp_path, name, end, which):
+    d = folder(tmp_path/'d')
+    (d/f'{which}.parquet').unlink()
+    (d/f'{which}.{end}').write_bytes(GARBAGE[name])
+    one_line(lambda: load(d), which)
+
+def test_odd_paths(tmp_path):
+    d = folder(tmp_path/'d')
+    one_line(lambda: load((d, d)), 'folder')
+    (d/'items.parquet').unlink()
+    (d/'items.parquet').mkdir()
+    one_line(lambda: load(d), 'items.parquet', 'folder')
+    for odd in (42, None, items(), {}, b'x', 1.5, [], [1], [1, 2], [[1, 2], [3]], [[[1]], [[2]]], [None, None], ['', ''], 'x'*5000, 'a\0b', 'amazon:', ['a\0.csv', 'b'], [b'a.csv', b'b.csv'], ['x'*5000, 'y'], object(), (items(), 'nowhere.csv')):
+        one_line(lambda: load(odd))
+
+def test_pandas():
+    pd = pytest.importorskip('pandas')
+    it, hi = items(price=[1., None, 3.]).to_pandas(), pd.DataFrame(dict(user=[1, 1, 1], item=['c', 'a', 'b'], ts=pd.to_datetime(['2024-03-03', '2024-03-01', '2024-03-02'])))
+    assert from_frames(it.astype(dict(item_id='category', title=object)), hi).histories['item_ids'].to_list() == [['a', 'b', 'c']]
+    for bad in (it.assign(item_id=[1, 'b', 2.5]), it.assign(item_id=[1, None, 3]), it.assign(title=[['x'], 3, {}]), it.assign(x=[object()]*3), it.assign(x=[b'x']*3), it['title'], it[['item_id', 'title', 'title']],
+                it.iloc[:0], it[[]], it.set_axis([0, 1, 2], axis=1), it.assign(item_id=pd.NaT), it.assign(title=[1, 'x', None]), it.assign(x=[1 + 2j]*3)):
+        one_line(lambda: from_frames(bad, hi), 'items')
+
+
+# whatever a user gives: a catalogue that keeps its promises, or one line
+
+def promises(cat):
+    ids = cat.items['item_id']
+    assert len(ids) and ids.n_unique() == len(ids) and ids.is_sorted() and not ids.has_nulls() and cat.items['title'].null_count() == 0
+    assert all(i.strip() == i != '' for i in ids) and all(t.isprintable() or '\xad' in t for t in cat.items['title'] if t.isascii())
+    assert cat.histories['user_id'].n_unique() == len(cat.histories) and cat.histories['item_ids'].list.len().min() > 0
+    assert set(cat.histories['item_ids'].explode()) <= set(ids) and cat.histories['item_ids'].list.len().max() >= 3
+    if 'price' in cat.items.columns: assert all(0 <= p < float('inf') for p in cat.items['price'].drop_nulls())
+    if 'timestamps' in cat.histories.columns: assert all(t == sorted(t) and len(t) == len(i) for t, i in cat.histories.select('timestamps', 'item_ids').iter_rows())
+    assert len(cat.hash) == 16 and all(n > 0 for n in cat.dropped.values())
+
+def either(f):
+    "A catalogue or an InputError of one line; any other exception fails"
+    try: cat = f()
+    except InputError as e:
+        assert len(str(e).splitlines()) == 1 and 10 < len(str(e)) < 600, str(e)
+        return
+    promises(cat)
+    back = from_frames(cat.items, cat.histories)
+    assert back.items.equals(cat.items) and back.histories.equals(cat.histories) and back.guessed == {}
+
+WILD = st.sampled_from(['', ' ', 'a', 'b', 'c', 'A', 'a|b', '|', '007', '7', 'é', '🎮', 'שלום', '\u202eabc', '\0', 'a\nb', '\u2028', 'NaN', 'inf', '-1', '1,5', '1.5', '€', '1e400', '<b>', "o'b", '"', 'x'*3000, '\ufeffa', '\x1b[31m']) | st.text(max_size=5)
+CELL = {'text': WILD.filter(lambda s: not any('\ud800' <= c <= '\udfff' for c in s)), 'good': st.sampled_from('abcdef'), 'int': st.integers(-2**63, 2**63 - 1), 'small': st.integers(0, 5), 'float': st.floats(), 'bool': st.booleans(), 'date': st.dates(), 'datetime': st.datetimes(),
+        'decimal': st.decimals(-99, 99, places=2), 'bytes': st.binary(max_size=3), 'texts': st.lists(st.sampled_from(['a', 'b', 'c', '', 'é|', '\0']), max_size=4), 'ints': st.lists(st.integers(0, 3), max_size=4),
+        'nested': st.lists(st.lists(st.sampled_from('abc'), max_size=2), max_size=2), 'struct': st.fixed_dictionaries(dict(a=st.integers(0, 3))), 'null': st.none(), 'object': st.builds(object), 'mixed': st.sampled_from([1, 'a', None, 2.5, [], {}])}
+COLUMNS = ['item_id', 'title', 'price', 'genres', 'categories', 'year', 'platform', 'vectors', 'asin', 'sku', 'Product ID', 'name', 'user_id', 'item_ids', 'timestamps', 'timestamp', 'date', 'product', 'user', 'id', 'x\ny', '', ' ', 'ITEM_ID', 'rating', 'description', 'series']
+
+def wild(draw, name, n):
+    "A column of any type"
+    cell = CELL[draw(st.sampled_from(list(CELL)))]
+    values = draw(st.lists(cell | st.none() if draw(st.booleans()) else cell, min_size=n, max_size=n))
+    try: s = pl.Series(name, values, strict=False)
+    except Exception: s = pl.Series(name, values, dtype=pl.Object)
+    if s.dtype == pl.String and draw(st.booleans()): s = s.cast(draw(st.sampled_from([pl.Categorical, pl.Enum(s.drop_nulls().unique())])))
+    return s
+
+@st.composite
+def damaged(draw, good):
+    "A good frame with up to three faults: a column replaced, added or lost, or rows lost, repeated or put in another order"
+    for _ in range(draw(st.integers(0, 3))):
+        kind, names = draw(st.sampled_from(['replace', 'add', 'add', 'lose', 'rename', 'rows'])), good.columns
+        if kind == 'rows': good = good[draw(st.lists(st.integers(0, len(good) - 1), max_size=6))] if len(good) else good
+        elif kind == 'add' or not names: good = good.with_columns(wild(draw, draw(st.sampled_from(COLUMNS)), len(good)))
+        elif kind == 'replace': good = good.with_columns(wild(draw, draw(st.sampled_from(names)), len(good)))
+        elif kind == 'lose': good = good.drop(draw(st.sampled_from(names)))
+        elif (new := draw(st.sampled_from(COLUMNS))) not in names: good = good.rename({draw(st.sampled_from(names)): new})
+    return good
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(damaged(items(price=['1,50', '', '3'])), damaged(GOOD) | damaged(SALES), st.sampled_from(['raise', 'drop']))
+def test_any_two_frames(it, hi, unknown): either(lambda: from_frames(it, hi, unknown=unknown))
+
+ODD_IDS = ['a', 'B', ' c', 'a|b', '|', '007', '7', 'é', '🎮', 'שלום', '1.5', 'NaN', 'null', '<b>', "o'b", '"', 'x'*3000, '-1', 'a b', 'A']
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(ODD_IDS), min_size=3, max_size=6, unique=True), damaged(items().select(price=pl.lit(1.), x=pl.lit('x'))), st.data())
+def test_any_attributes_and_purchases(ids, more, data):
+    "Tables that are right in the main: most of these make a catalogue"
+    it = pl.DataFrame(dict(item_id=ids, title=data.draw(st.lists(CELL['text'] | st.none(), min_size=len(ids), max_size=len(ids)))), schema=dict(item_id=pl.String, title=pl.String))
+    it = it.with_columns(c.extend_constant(None, max(0, len(ids) - len(c))).head(len(ids)) for c in more if c.dtype not in (pl.Object, pl.Binary) and c.name not in it.columns)
+    bought = data.draw(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([*ids, 'nobody']), st.sampled_from(['2024-01-01', '05.01.2024', '2024-01-03 10:00'])), min_size=5, max_size=12))
+    hi = pl.DataFrame(bought, schema=['Customer', 'Product', 'Date'], orient='row')
+    either(lambda: from_frames(it, hi, unknown='drop'))
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=60) | st.lists(st.lists(CELL['text'], max_size=4), max_size=6).map(lambda rows: '\n'.join(';'.join(r) for r in rows).encode('utf-8', 'replace')), st.sampled_from([b'', b'item_id,title\n', b'item_id;title\n']), st.sampled_from(['csv', 'parquet']))
+def test_any_file(tmp_path_factory, raw, head, end):
+    path = tmp_path_factory.mktemp('f')/f'items.{end}'
+    path.write_bytes(head + raw)
+    either(lambda: load((path, GOOD)))
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=3), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=3), s, max_size=3), max_leaves=8))
+def test_any_object(x):
+    either(lambda: from_frames(x, GOOD))
+    either(lambda: from_frames(items(), x))
+    if x != 'shop': either(lambda: load(x))
 
 
 # the frozen shop

@@ -170,7 +170,7 @@ def test_run_folder_of_another_catalogue(tmp_path, capfd):
 @pytest.mark.parametrize('args,word', [
     (['run', '--to', 'x', '--preset', 'huge'], 'quickstart'), (['run', '--to', 'x', '--until', 'lunch'], 'semantic_sasrec'),
     (['run', '--to', 'x', '--top', '0'], 'top'), (['run', '--to', 'x', '--top', 'many'], 'int'), (['run', '--to', 'x', '--top', '-3'], 'top'),
-    (['run'], '--to'), (['run', '--to', 'x', '--data', 'amazon:Video_Games'], 'amazon'), (['run', '--to', 'x', '--data', ''], ''), ([], 'COMMAND'),
+    (['run'], '--to'), (['run', '--to', 'x', '--data', 'amazon:'], 'amazon'), (['run', '--to', 'x', '--data', ''], ''), ([], 'COMMAND'),
     (['dance'], 'dance'), (['report', 'nowhere'], 'nowhere'), (['chat', 'nowhere'], 'nowhere'), (['quickstart', '--speed', '9'], '--speed')])
 def test_bad_usage(args, word, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -190,6 +190,48 @@ def test_not_utf8_csv(tmp_path, capfd):
     (d/'histories.csv').write_text('user_id,item_ids\n')
     one_line(capfd, run('--data', d, '--to', tmp_path/'to'))
     assert not (tmp_path/'to').exists()
+
+
+# What people really hand over: each is one line and leaves nothing behind
+
+HEAD, SOLD = 'item_id,title,price\n', 'user_id,item_id,date\n1,a,2024-01-01\n1,b,2024-01-02\n1,c,2024-01-03\n'
+SHOP = HEAD + 'a,Rye,1\nb,Wheat,2\nc,Oats,3\n'
+TABLES = {'empty items': ('', SOLD), 'blank items': ('\n\n', SOLD), 'no rows': (HEAD, SOLD), 'empty histories': (SHOP, ''), 'ragged': (SHOP + 'd,Bun,4,5\n', SOLD), 'short row': (SHOP + 'd\n', SOLD), 'two titles': ('item_id,title,title\na,b,c\n', SOLD),
+          'id twice': (SHOP + 'a,Rye,1\n', SOLD), 'id of spaces': (SHOP + '"  ",Bun,4\n', SOLD), 'id of zero width': (SHOP + 'd\u200b,Bun,4\n', SOLD), 'id with NUL': (SHOP + 'd\0,Bun,4\n', SOLD), 'endless id': (SHOP + 'd'*9999 + ',Bun,4\n', SOLD),
+          'word for a price': (SHOP + 'd,Bun,cheap\n', SOLD), 'negative price': (SHOP + 'd,Bun,-4\n', SOLD), 'infinite price': (SHOP + 'd,Bun,inf\n', SOLD), 'two decimal marks': (SHOP + 'd,Bun,1.50\ne,Roll,"1,50"\n', SOLD), 'two currencies': (SHOP + 'd,Bun,$1\ne,Roll,1 €\n', SOLD),
+          'bar in an id': (SHOP + 'd|e,Bun,4\n', 'user_id,item_ids\n1,a|b|d|e\n'), 'no such item': (SHOP, SOLD + '1,\u05e9🎮,2024-01-04\n'), 'no time': (SHOP, SOLD + '1,a,\n'), 'no such day': (SHOP, SOLD + '1,a,2024-02-30\n'),
+          'day and clock': (SHOP, 'user_id,item_id,order_date,time\n1,a,2024-01-01,10:00\n'), 'two sorts of id': ('sku,asin,title\na,b,Rye\n', SOLD), 'binary': ('\x89PNG\n\0\0,\0\n', SOLD), 'numbers': ('1,2,3\n4,5,6\n', SOLD), 'one column': ('item_id\na\n', SOLD)}
+
+@pytest.mark.parametrize('name', TABLES)
+def test_malformed_csv(name, tmp_path, capfd):
+    (tmp_path/'data').mkdir()
+    for n, text in zip(('items', 'histories'), TABLES[name]): (tmp_path/'data'/f'{n}.csv').write_text(text, encoding='utf-8')
+    line = one_line(capfd, run('--data', tmp_path/'data', '--to', tmp_path/'to'))
+    assert '.csv' in line and len(line) < 500 and line.isprintable()
+    assert not (tmp_path/'to').exists()
+
+@pytest.mark.parametrize('column', [pl.Series([3.5]*N), pl.Series([True]*N), pl.Series([[1]]*N), pl.Series([[['x']]]*N), pl.Series([b'x']*N), pl.Series([None]*N), pl.Series([{'a': 1}]*N), pl.Series(range(N)).cast(pl.Decimal(9, 2)),
+                                    pl.Series(range(N)).cast(pl.Datetime), pl.Series(range(N)).cast(pl.Date), pl.Series(range(N)).cast(pl.Duration), pl.Series(range(N)).cast(pl.Time), pl.Series(['x']*N, dtype=pl.Categorical)], ids=lambda c: str(c.dtype))
+def test_malformed_ids(column, tmp_path, capfd):
+    data = write(tmp_path/'data', items() | dict(item_id=column), histories())
+    assert 'items.parquet' in one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    no_stage(tmp_path/'to')
+
+@pytest.mark.parametrize('data', ['a folder,a folder', 'nowhere.csv,nowhere.csv', 'one.csv,', ',', 'a,b,c', 'x'*5000, 'amazon:'], ids=lambda d: d[:20])
+def test_odd_sources(data, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a folder').mkdir()
+    one_line(capfd, run('--data', data, '--to', tmp_path/'to'))
+    assert not (tmp_path/'to').exists()
+
+def test_a_guess_is_said(tmp_path, capfd):
+    (tmp_path/'p.csv').write_bytes('SKU;Name;Preis\na;Brötchen;0,45 €\nb;Brot;4,50 €\nc;Kuchen;20,00 €\n'.encode('cp1252'))
+    (tmp_path/'s.csv').write_text('Kunde;SKU;Datum\n1;c;03.01.2024\n1;a;01.01.2024\n1;b;02.01.2024\n')
+    assert run('--data', f"{tmp_path/'p.csv'},{tmp_path/'s.csv'}", '--to', tmp_path/'to', '--until', 'catalogue') == 0
+    err = capfd.readouterr().err.splitlines()
+    assert "p.csv: separator ';', encoding Windows-1252" in err and "items.title: column 'Name'" in err and "histories.timestamp: column 'Datum'" in err
+    kept = pl.read_parquet(tmp_path/'to'/'catalogue'/'items.parquet')
+    assert kept['price'].to_list() == [.45, 4.5, 20] and kept['title'][0] == 'Brötchen'
 
 
 # A title with HTML and control characters must neither break the pages nor reach the terminal raw
