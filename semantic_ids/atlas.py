@@ -171,7 +171,7 @@ def prefix_cosines(
     same = np.cumprod(ids.codes[a, :ids.n_levels] == ids.codes[b, :ids.n_levels], axis=1).sum(1)
     return same, np.einsum('nd,nd->n', u[a], u[b])
 
-# %% ../nbs/08_atlas.ipynb #c51
+# %% ../nbs/08_atlas.ipynb #c52
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem;text-align:left;border-bottom:1px solid #ddd}}</style>
 <h1>{name}</h1><p>{about}</p>{body}</html>"""
@@ -182,7 +182,7 @@ def _table(frame):
     head = ''.join(f'<th>{html.escape(c)}</th>' for c in frame.columns)
     return f'<table><tr>{head}</tr>' + ''.join('<tr>' + ''.join(f'<td>{html.escape(cell(v))}</td>' for v in r) + '</tr>' for r in frame.iter_rows()) + '</table>'
 
-# %% ../nbs/08_atlas.ipynb #c52
+# %% ../nbs/08_atlas.ipynb #c53
 def atlas(
     ids, # SemanticIDs
     items, # Frame of items, in the order of the IDs
