@@ -13,7 +13,7 @@ setup(
     name=s['repo'], version=s['version'], description=s['description'], author=s['author'], license=s['license'],
     url=s['git_url'], keywords=words('keywords'), python_requires='>=' + s['min_python'],
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=[s['lib_name'], s['lib_name'] + '.*']), package_data={s['lib_name']: ['*.jsonl', 'shop/**/*', 'results/*.json']}, include_package_data=False,
+    packages=find_packages(include=[s['lib_name'], s['lib_name'] + '.*']), package_data={s['lib_name']: ['*.json', '*.jsonl', 'shop/**/*', 'results/*.json']}, include_package_data=False,
     install_requires=words('requirements'), extras_require=extras,
     entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f"{s['lib_name']}={s['lib_name']}._modidx:d"]},
     classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',

@@ -546,7 +546,7 @@ def history_words(f, rng, held):
     seq, attrs = f.train[user], [a for m in known(f, [['platform'], ['platform'], ['genre'], ['genre'], ['theme'], ['vibe'], ['price_max'], ['series']]) for a in m]
     if len(seq) < 2 or not attrs: return None
     end = rng.randint(1, len(seq) - 1)
-    past, said = seq[max(0, end - rng.randint(1, 8)):end], rng.sample(attrs, rng.choice([1, 1, 2]))
+    past, said = seq[max(0, end - rng.randint(1, 8)):end], rng.sample(attrs, min(len(attrs), rng.choice([1, 1, 2])))
     true = rng.random() < .5
     wants = {k: v for a in said for k, v in _of(f, seq[end], a, rng).items()} if true else draw(f, dict.fromkeys(said), rng)
     if not wants: return None

@@ -12,8 +12,9 @@ __all__ = ['needs', 'TRAININGS', 'ROWS', 'accelerator', 'versions', 'Work', 'out
            'make_evaluation', 'load_evaluation', 'device', 'make_report', 'measured', 'tables', 'fig_rows', 'fig_usage',
            'fig_loss', 'fig_steering', 'figures', 'png', 'img', 'html_table', 'about', 'most_bought', 'item_rows',
            'report_html', 'run', 'finish', 'clean', 'show_tables', 'known_games', 'relatives', 'neighbour_lines',
-           'a_history', 'talk', 'five_conversations', 'show_end', 'parser', 'quickstart', 'run_command',
-           'report_command', 'chat_command', 'turns', 'doctor', 'machine', 'memory_gb', 'encoder_here', 'can', 'main']
+           'a_history', 'talk', 'five_conversations', 'show_end', 'parser', 'quickstart', 'run_command', 'columns_of',
+           'bench_command', 'report_command', 'chat_command', 'turns', 'doctor', 'machine', 'memory_gb', 'encoder_here',
+           'can', 'main']
 
 # %% ../nbs/22_pipeline.ipynb #c5
 import argparse,errno,html,inspect,json,os,platform,sys,time,traceback
@@ -671,6 +672,13 @@ def parser():
     _run_options(add)
     add('chat', 'talk to a trained model').add_argument('folder', metavar='DIR|shop', help='a run folder, or the packaged run')
     add('report', 'show the report of a run').add_argument('folder', metavar='DIR', help='a run folder')
+    b = add('bench', 'make or go on with a results file')
+    b.add_argument('name', metavar='NAME', help='such as quantizers')
+    b.add_argument('--data', default='shop', metavar='D', help="'shop', or a folder with items and histories")
+    b.add_argument('--preset', default='release', metavar='P', help='sizes: ' + ', '.join(presets))
+    b.add_argument('--to', metavar='FILE', help="the results file (default: the package's own)")
+    b.add_argument('--top', type=int, metavar='N', help='keep the N items most bought')
+    b.add_argument('--seed', type=int, metavar='S', help='another random seed')
     add('doctor', 'what this machine can run, and what is missing')
     return p
 
@@ -680,7 +688,9 @@ def _run_options(add):
     q.add_argument('--to', default='runs/quickstart', metavar='DIR', help='run folder (default: runs/quickstart)')
     q.add_argument('--seed', type=int, metavar='S', help='another random seed')
     r = add('run', 'the whole path on your own catalogue')
-    r.add_argument('--data', default='shop', metavar='D', help="'shop', a folder with items and histories, or the two files with a comma between")
+    r.add_argument('--data', default='shop', metavar='D', help="'shop', amazon:Category, a folder with items and histories, or the two files with a comma between")
+    r.add_argument('--columns', metavar='OURS=YOURS,...', help='what your columns are called, such as item_id=SKU,title=Name')
+    r.add_argument('--drop', action='store_true', help='leave out purchases of unknown items instead of refusing them')
     r.add_argument('--preset', default='quickstart', metavar='P', help=', '.join(presets))
     r.add_argument('--to', required=True, metavar='DIR', help='run folder; the same command resumes it')
     r.add_argument('--top', type=int, metavar='N', help='keep the N items most bought')
@@ -702,9 +712,24 @@ def quickstart(args):
 
 def run_command(args):
     "The whole path on the user's catalogue"
+    from semantic_ids.catalogue import load
     source = args.data.split(',') if ',' in args.data else args.data
-    w = run(source, args.preset, args.to, args.top, args.until, args.seed)
+    w = run(load(source, columns=columns_of(args.columns), unknown='drop' if args.drop else 'raise'), args.preset, args.to, args.top, args.until, args.seed)
     _out(args, w.report, lambda: (show_tables(w.report), print(w.folder/'report.html')))
+
+def columns_of(text):
+    "item_id=SKU,title=Name as a dict"
+    if not text: return None
+    pairs = [p.split('=', 1) for p in text.split(',')]
+    if not all(len(p) == 2 and all(map(str.strip, p)) for p in pairs): raise InputError(f'--columns {text}: wanted our name = your name, such as item_id=SKU,title=Name')
+    return {a.strip(): b.strip() for a, b in pairs}
+
+def bench_command(args):
+    "Make or go on with a results file"
+    from semantic_ids.bench import bench
+    found = bench(args.name, args.data, args.preset, args.to, args.top, args.seed)
+    names = [k for k, v in found['rows'][0].items() if isinstance(v, (int, float))]
+    _out(args, found, lambda: [print(f"{r['model']:<28}" + '  '.join(f'{k} {_text(r[k])}' for k in names if k in r)) for r in found['rows']])
 
 def report_command(args):
     "Show the report of a finished run"
@@ -767,7 +792,7 @@ def can(memory, gpu):
     small = {k: gb(memory, 4 if k in ('tiny', 'quickstart') else 8, 'memory') for k in ('tiny', 'quickstart', 'cpu', 'release')}
     return small | {k: gb(gpu, need, 'GPU memory') for k, need in [('colab', 14), ('gpu', 75), ('cluster', 75)]}
 
-_commands = dict(quickstart=quickstart, run=run_command, chat=chat_command, report=report_command, doctor=doctor)
+_commands = dict(quickstart=quickstart, run=run_command, chat=chat_command, report=report_command, bench=bench_command, doctor=doctor)
 
 # %% ../nbs/22_pipeline.ipynb #c79
 def _fail(message, code):

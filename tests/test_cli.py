@@ -10,7 +10,7 @@ import pytest
 from semantic_ids.pipeline import main
 from semantic_ids.runs import presets
 
-COMMANDS = 'quickstart run chat report doctor'.split()
+COMMANDS = 'quickstart run chat report bench doctor'.split()
 N = 40
 
 
@@ -341,3 +341,37 @@ def test_real_games_2023(data_folder, tmp_path, capfd):
     r = json.loads(capfd.readouterr().out)
     assert r['ids']['unique'] and 'oracle' not in r['recommenders'] and 0 <= r['recommenders']['llm']['hit@10'] <= 1
     assert 'language_loss' in r['llm'] and (tmp_path/'to'/'report.html').exists()
+
+
+# Columns by name, unknown items left out, benchmarks
+
+def test_columns_and_drop(tmp_path, capsys):
+    i, h = items(), histories()
+    i['Artikel'] = i.pop('title')
+    h['item_ids'][7][2] = 'nowhere'
+    d = write(tmp_path/'d', i, h)
+    assert run('--data', d, '--to', tmp_path/'a', '--columns', 'title=Artikel') == 2
+    assert 'nowhere' in capsys.readouterr().err
+    assert run('--data', d, '--to', tmp_path/'b', '--columns', 'title=Artikel', '--drop') == 0
+    assert json.loads((tmp_path/'b'/'report.json').read_text())['catalogue']['dropped']['purchases of unknown items left out'] == 1
+
+@pytest.mark.parametrize('words', ['title', 'title=', '=Name', 'title=Name,,'])
+def test_columns_that_say_nothing(words, tmp_path, capsys):
+    assert run('--data', 'shop', '--to', tmp_path/'x', '--columns', words) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+
+def test_bench_of_no_such_name(capsys):
+    assert main(['bench', 'nothing']) == 2
+    assert 'quantizers' in capsys.readouterr().err
+
+def test_bench_goes_on(tmp_path, capsys, monkeypatch):
+    from semantic_ids import bench
+    all_of = bench.quantizers
+    monkeypatch.setattr(bench, 'quantizers', lambda *a: {k: v for k, v in all_of(*a).items() if k == 'random'})
+    args = ['bench', 'quantizers', '--preset', 'tiny', '--top', '100', '--to', str(tmp_path/'q.json')]
+    assert main(args) == 0
+    first = json.loads((tmp_path/'q.json').read_text())['rows']
+    monkeypatch.setattr(bench, 'quantizers', lambda *a: {k: v for k, v in all_of(*a).items() if k in ('random', 'residual k-means')})
+    assert main(args) == 0
+    again = json.loads((tmp_path/'q.json').read_text())['rows']
+    assert again[0] == first[0] and [r['model'] for r in again] == ['random', 'residual k-means']

@@ -210,3 +210,19 @@ def test_explanations_are_scored_by_claims(shop):
     true = [talk.explanation(f, i, j) for i, j in pairs]
     assert steering.explanation_scores(f, pairs, true) == dict(precision=1., recall=1.)
     assert steering.explanation_scores(f, pairs, ['Both: Nonsense.']*len(pairs)) == dict(precision=0., recall=0.)
+
+
+def test_a_catalogue_with_one_attribute_only():
+    "A wish drawn from a history needs no second attribute"
+    import random
+    from semantic_ids.catalogue import from_frames
+    from semantic_ids.conversations import Facets, build
+    from semantic_ids.embeddings import catalogue_vectors
+    from semantic_ids.histories import encode, split
+    from semantic_ids.ids import make_ids
+    n = 30
+    items = pl.DataFrame(dict(item_id=[f'i{k:02}' for k in range(n)], title=[f'Bread {k}' for k in range(n)], price=[1. + k for k in range(n)]))
+    cat = from_frames(items, pl.DataFrame(dict(user_id=[f'u{u}' for u in range(40)], item_ids=[[f'i{(u+3*k) % n:02}' for k in range(6)] for u in range(40)])))
+    ids = make_ids(np.stack([np.arange(n) % 4, np.arange(n) % 5], 1), cat.items['item_id'].to_list(), 8)
+    talks = build(cat, ids, split(encode(cat)), 300, 0)
+    assert (talks['type'] == 'history_words').any()
