@@ -158,7 +158,7 @@ def content_knn(x,      # (n, d) unit rows: the items' text vectors
 # %% ../nbs/09_metrics.ipynb #c56
 def oracle(catalogue):
     "The simulator's own probabilities of the last purchase: no recommender can do better"
-    from semantic_ids.histories import oracle_scores
+    from semantic_ids.shoppers import oracle_scores
     p = oracle_scores(catalogue, np.arange(len(catalogue.histories)))
     return lambda inputs, users: p[users]
 

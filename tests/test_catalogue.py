@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from semantic_ids.catalogue import FAMILIES, Catalogue, fits, from_frames, load, platforms_of, products, read_table
-from semantic_ids.histories import (REAL, Ragged, Split, check_no_leak, encode, oracle_scores, shop_state, simulate, split, statistics)
+from semantic_ids.histories import REAL, Ragged, Split, check_no_leak, encode, split, statistics
 from semantic_ids.runs import InputError, quiet
+from semantic_ids.shoppers import oracle_scores, shop_state, simulate
 
 IDS = pl.List(pl.String)
 
