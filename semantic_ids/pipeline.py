@@ -152,7 +152,7 @@ def load_catalogue(w, d):
 # %% ../nbs/22_pipeline.ipynb #c25
 def make_embeddings(w, d):
     from semantic_ids.embeddings import catalogue_vectors,save_vectors
-    x,info = catalogue_vectors(w.catalogue, w.preset.encoder)
+    x,info = catalogue_vectors(w.catalogue, w.preset.encoder, cache=w.partial('embeddings'))
     save_vectors(d, x, info)
 
 def load_embeddings(w, d):

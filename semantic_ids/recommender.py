@@ -315,7 +315,8 @@ def add_items(self:Recommender,
     x = np.zeros((len(known), self.x.shape[1]), np.float32)
     x[known] = self.x
     fresh = Catalogue(self.catalogue.name, bigger.items.filter(~known), self.catalogue.histories.clear())
-    x[~known] = catalogue_vectors(fresh, attributes=self.info['attributes'])[0]
+    encoder = 'auto' if self.info['encoder'] == 'own' else self.info['encoder']
+    x[~known] = catalogue_vectors(fresh, encoder, attributes=self.info['attributes'])[0]
     ids = extended_ids(self.ids, self.quantizer.encode(x[~known]), fresh.items['item_id'].to_list())
     return type(self)(bigger, ids, self.model, self.tok, x, self.info, self.quantizer, self.max_len)
 
