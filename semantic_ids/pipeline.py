@@ -31,7 +31,7 @@ needs = dict(catalogue=[], embeddings=['catalogue'], quantizer=['embeddings'], i
              semantic_sasrec=['ids'], conversations=['ids'], llm=['conversations'], evaluation=['llm'])
 
 # %% ../nbs/22_pipeline.ipynb #c10
-_modules = dict(catalogue=['catalogue', 'histories'], embeddings=['embeddings'], quantizer=['rqvae'], ids=['ids'], sasrec=['metrics', 'sasrec'],
+_modules = dict(catalogue=['catalogue', 'histories', 'shoppers'], embeddings=['embeddings'], quantizer=['rqvae'], ids=['ids'], sasrec=['metrics', 'sasrec'],
     semantic_sasrec=['metrics', 'sasrec', 'semantic_sasrec'], conversations=['conversations'], llm=['conversations', 'vocabulary', 'finetuning'],
     evaluation=['conversations', 'decoding', 'metrics', 'steering'])
 
