@@ -88,20 +88,22 @@ def fit(
 def balance(
     r, # Vectors (n, d)
     book, # Codewords (k, d)
-    rounds=10, # Times that codewords move
-    bids=30, # Price changes between two moves
+    rounds=8, # Times that codewords move
+    bids=10, # Price changes between two moves
+    soft=.1, # Softness of the choice, as a share of the mean squared distance
 ): # Codewords (k, d), prices (k,)
-    "Raise the price of crowded codewords and lower that of lonely ones, then move each to the middle of its items"
-    price, fair = torch.zeros(len(book)), len(r) / len(book)
+    "Sinkhorn's algorithm for the prices, then each codeword to the middle of its items, and again"
+    gift = torch.zeros(len(book))
     for _ in range(rounds):
         d = torch.cdist(r, book).square()
-        for i in range(bids):
-            count = torch.bincount((d + price).argmin(1), minlength=len(book))
-            price = price + .1 * (1 - i / bids) * d.min(1).values.mean() * (count / fair - 1).clamp(-1, 1)
-        code = (d + price).argmin(1)
+        e = soft * d.min(1).values.mean().clamp(min=1e-9)
+        for _ in range(bids):
+            chosen = e * torch.logsumexp((gift - d) / e, 1, keepdim=True)
+            gift = -e * torch.logsumexp((-d - chosen) / e, 0)
+        code = (d - gift).argmin(1)
         count = torch.bincount(code, minlength=len(book))[:, None]
         book = torch.where(count > 0, torch.zeros_like(book).index_add_(0, code, r) / count.clamp(min=1), book)
-    return book, price - price.mean()
+    return book, gift.mean() - gift
 
 # %% ../nbs/06_quantizers.ipynb #c32
 class OPQ(ResidualKMeans):
@@ -118,7 +120,8 @@ def fit(
     "Rotation and codebooks by faiss, kept as codewords of full length"
     try: import faiss
     except ImportError: raise InputError("OPQ needs faiss; run pip install 'semantic-ids[faiss]'") from None
-    if self.codebook_size & (self.codebook_size - 1): raise InputError(f'OPQ: codebook_size {self.codebook_size} is not a power of two')
+    k = self.codebook_size
+    if k < 2 or k & (k - 1): raise InputError(f'OPQ: codebook_size {k} is not a power of two, 2 or more')
     x, m, bits = _vectors(x), self.n_levels, self.codebook_size.bit_length() - 1
     self.mean, d = x.mean(0), -(-x.shape[1] // m) * m
     r = F.pad(x - self.mean, (0, d - x.shape[1])).repeat(-(-d // len(x)), 1).numpy()
