@@ -20,13 +20,12 @@ import polars as pl
 from .catalogue import CONTROL,_frame,_need,_rename,_type
 from .runs import InputError,read_json
 
-# %% ../nbs/02_cleaning.ipynb #c13
+# %% ../nbs/02_cleaning.ipynb #c12
 ENTITY = r'&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});'
 _NAMES = ('a|abbr|article|aside|b|big|blockquote|body|br|button|center|code|dd|del|div|dl|dt|em|embed|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|label|li|link|main|meta|nav|'
           'noscript|object|ol|option|p|param|pre|script|section|select|small|source|span|strike|strong|style|sub|sup|svg|table|tbody|td|textarea|tfoot|th|thead|tr|tt|u|ul|video')
 TAG = rf'(?is)<!--.*?-->|<!doctype[^>]*>|</?(?:{_NAMES})(?:\s[^<>]*|/)?>|<(?:{_NAMES})\s[^<>]*$'
 
-# %% ../nbs/02_cleaning.ipynb #c14
 def unescape(
     s, # A string series
 ): # A string series
@@ -35,57 +34,17 @@ def unescape(
     for _ in range(3): s = _where(s, s.str.contains(ENTITY), once)
     return s
 
-# %% ../nbs/02_cleaning.ipynb #c15
+# %% ../nbs/02_cleaning.ipynb #c13
 def _where(s, mask, f):
     "`f`, plain Python, on the texts where `mask` holds; the others cost nothing"
     at = mask.fill_null(False).arg_true()
     return s.clone().scatter(at, pl.Series([f(t) for t in s.gather(at)], dtype=pl.String)) if len(at) else s
 
-# %% ../nbs/02_cleaning.ipynb #c17
-_PAR,_BUL = '\x1e','\x1f' # Where a paragraph ended, where a bullet stood
-def untag(
-    s, # A string series, entities already characters
-): # A string series
-    "No tags; scripts and styles go with what they hold, blocks leave a mark"
-    s = s.str.replace_all(r'(?is)<(?:script|style)\b[^>]*>.*?</(?:script|style)\s*>', ' ').str.replace_all(r'(?i)<li(?:\s[^<>]*)?>', _BUL)
-    s = s.str.replace_all(r'(?i)</?(?:p|div|br|ul|ol|table|tr|h[1-6])(?:\s[^<>]*|/)?>', _PAR)
-    return s.str.replace_all(TAG, '')
-
-# %% ../nbs/02_cleaning.ipynb #c21
-@lru_cache
-def vocabulary():
-    "The packaged canonical names and patterns"
-    return read_json(files('semantic_ids')/'canonical.json')
-
-# %% ../nbs/02_cleaning.ipynb #c25
 def _any(patterns): return '(?i)(?<![\\w@])(?:' + '|'.join(patterns) + ')'
 def _rust(patterns): return r'(?i)(?:^|[^\w@])(?:' + '|'.join(patterns) + ')'
 _END = r'["”’\')\]]*'
 SENTENCE = rf'(?:[^.!?\x1e\x1f]|[.!?]+[^\s.!?"”’\')\]\x1e\x1f])+(?:[.!?]+{_END}|[\x1e\x1f]|$)\s*'
 
-# %% ../nbs/02_cleaning.ipynb #c26
-def unpromo(
-    s, # Descriptions
-    words=None, # As `vocabulary()`
-): # Descriptions
-    "No sentence with an advertising phrase"
-    words = words or vocabulary()
-    promo = re.compile(_any(words['promo']))
-    def rest(t): return ''.join(x for x in re.findall(SENTENCE, t) if not promo.search(x))
-    return _where(s, s.str.contains(_rust(words['promo'])), rest)
-
-# %% ../nbs/02_cleaning.ipynb #c28
-def unpromo_title(
-    s, # Titles
-    words=None, # As `vocabulary()`
-): # Titles
-    "No advertising phrase, and no brackets or dashes that held it"
-    words = words or vocabulary()
-    phrases = words['promo'] + words['title_promo']
-    ad = re.compile(r'[\[({*~!\s-]*' + _any(phrases).removeprefix('(?i)') + r'(?![a-z])[!*~.\s]*', re.I)
-    return _where(s, s.str.contains(_rust(phrases)), lambda t: _tidy(ad.sub(_gap, t)) or t)
-
-# %% ../nbs/02_cleaning.ipynb #c29
 def _gap(m):
     "What stays where a phrase stood: a bracket that opens something else, a dash between two parts"
     left = re.match(r'[\[({*~!\s-]*', m[0])[0]
@@ -98,7 +57,45 @@ def _tidy(t):
     t = re.sub(r'(?:\s-)+\s*(?=-\s|[\])}]|$)', ' ', t)
     return re.sub(r'\s+', ' ', re.sub(r'^[\s\-–|,:;*~]+|[\s\-–|,:;*~]+$', '', t))
 
-# %% ../nbs/02_cleaning.ipynb #c33
+# %% ../nbs/02_cleaning.ipynb #c15
+_PAR,_BUL = '\x1e','\x1f' # Where a paragraph ended, where a bullet stood
+def untag(
+    s, # A string series, entities already characters
+): # A string series
+    "No tags; scripts and styles go with what they hold, blocks leave a mark"
+    s = s.str.replace_all(r'(?is)<(?:script|style)\b[^>]*>.*?</(?:script|style)\s*>', ' ').str.replace_all(r'(?i)<li(?:\s[^<>]*)?>', _BUL)
+    s = s.str.replace_all(r'(?i)</?(?:p|div|br|ul|ol|table|tr|h[1-6])(?:\s[^<>]*|/)?>', _PAR)
+    return s.str.replace_all(TAG, '')
+
+# %% ../nbs/02_cleaning.ipynb #c18
+@lru_cache
+def vocabulary():
+    "The packaged canonical names and patterns"
+    return read_json(files('semantic_ids')/'canonical.json')
+
+# %% ../nbs/02_cleaning.ipynb #c21
+def unpromo(
+    s, # Descriptions
+    words=None, # As `vocabulary()`
+): # Descriptions
+    "No sentence with an advertising phrase"
+    words = words or vocabulary()
+    promo = re.compile(_any(words['promo']))
+    def rest(t): return ''.join(x for x in re.findall(SENTENCE, t) if not promo.search(x))
+    return _where(s, s.str.contains(_rust(words['promo'])), rest)
+
+# %% ../nbs/02_cleaning.ipynb #c23
+def unpromo_title(
+    s, # Titles
+    words=None, # As `vocabulary()`
+): # Titles
+    "No advertising phrase, and no brackets or dashes that held it"
+    words = words or vocabulary()
+    phrases = words['promo'] + words['title_promo']
+    ad = re.compile(r'[\[({*~!\s-]*' + _any(phrases).removeprefix('(?i)') + r'(?![a-z])[!*~.\s]*', re.I)
+    return _where(s, s.str.contains(_rust(phrases)), lambda t: _tidy(ad.sub(_gap, t)) or t)
+
+# %% ../nbs/02_cleaning.ipynb #c26
 SIGN = '[©®℗℠™←-⇿⌀-⏿①-⓿─-➿⤀-⥿⬀-⯿【】🀀-🫿︎️‍•●]'
 def mark(
     s, # Descriptions
@@ -108,7 +105,6 @@ def mark(
     s = s.str.replace_all(r'\*\*([^*]+)\*\*|__([^_]+)__', '$1$2').str.replace_all(r'(?m)^#{1,6}\s+', '').str.replace_all(r'\n\s*\n', _PAR)
     return s.str.replace_all('【\\s*([^【】]{1,80}?)\\s*】\\s*[:\\-–]?\\s*', '$1: ')
 
-# %% ../nbs/02_cleaning.ipynb #c34
 def prose(
     s, # Descriptions with marks
 ): # Descriptions
@@ -116,7 +112,7 @@ def prose(
     s = s.str.replace_all(r'^[\s\x1e\x1f]+|[\s\x1e\x1f]+$', '').str.replace_all(r'([.!?:;,])[\s\x1e\x1f]*[\x1e\x1f][\s\x1e\x1f]*', '$1 ')
     return s.str.replace_all(r'[\s\x1e]*\x1f[\s\x1e\x1f]*', '; ').str.replace_all(r'\s*\x1e[\s\x1e]*', '. ')
 
-# %% ../nbs/02_cleaning.ipynb #c36
+# %% ../nbs/02_cleaning.ipynb #c28
 def unsign(
     s, # A string series
 ): # A string series
@@ -125,7 +121,6 @@ def unsign(
     s = s.str.replace_all(r'!{3,}', '!').str.replace_all(r'\?{3,}', '?').str.replace_all(r'[*~=_#-]{3,}', ' ')
     return s.str.replace_all(r'[\s\x1e\x1f]+', ' ').str.replace_all(r' ([,.;:!?])(\s|$)', '$1$2').str.strip_chars(' ')
 
-# %% ../nbs/02_cleaning.ipynb #c37
 def units(
     s, # A string series
     words=None, # As `vocabulary()`
@@ -135,7 +130,7 @@ def units(
         s = s.str.replace_all(rf'(?i)\b(\d[\d.,]*)[\s-]?(?:{spelled})\b', f'${{1}} {unit}')
     return s.str.replace_all('(\\d)\\s?(?:"|\'\'|″|”)(\\s(?i:monitor|screen|display|tv|lcd|led)\\b)', '$1 inch$2')
 
-# %% ../nbs/02_cleaning.ipynb #c40
+# %% ../nbs/02_cleaning.ipynb #c31
 def _casing(s, words):
     "How each word is written most often, and the capitals that are known"
     n = s.str.extract_all(r"[\p{L}\p{N}]+(?:['’]\p{L}+)*").explode(empty_as_null=False, keep_nulls=False).drop_nulls().value_counts(name='n')
@@ -157,7 +152,7 @@ def _shouts(t):
     letters = [c for c in t if c.isalpha()]
     return len(t.split()) >= 5 and sum(c.isupper() for c in letters) > .8*len(letters)
 
-# %% ../nbs/02_cleaning.ipynb #c41
+# %% ../nbs/02_cleaning.ipynb #c32
 def uncase(
     s, # A string series
     title=False, # Titles shout as a whole, descriptions sentence by sentence
@@ -171,7 +166,7 @@ def uncase(
     if title: return _where(s, loud, lambda t: _quiet(t, casing, True))
     return _where(s, loud, lambda t: ''.join(_quiet(x, casing, False) if _shouts(x) else x for x in re.findall(SENTENCE, t)) or t)
 
-# %% ../nbs/02_cleaning.ipynb #c45
+# %% ../nbs/02_cleaning.ipynb #c35
 CUT = r'(?i)(?:\s*(?:\.{3,}|…|\[…\])|(?:\.{3,}|…|\s)*\b(?:see|read|show|view) (?:more|less)\b[.…»> ]*)\s*$'
 def cut_back(
     text, # Ends in the middle
@@ -182,7 +177,7 @@ def cut_back(
     whole = re.match(rf'(?s).*[.!?]{_END}(?=\s|$)', text)
     return whole[0].strip() if whole else text.rstrip(' ,;:-') + ' …' if text.strip() else ''
 
-# %% ../nbs/02_cleaning.ipynb #c48
+# %% ../nbs/02_cleaning.ipynb #c38
 def uncut(
     s, # Descriptions, one line each
 ): # Descriptions
@@ -192,7 +187,7 @@ def uncut(
     pieces = _pieces(s, dict(last.drop_nulls().value_counts(name='n').iter_rows()))
     return _where(s, last.is_in(pieces), lambda t: cut_back(t, re.search(r'\w+$', t)[0]))
 
-# %% ../nbs/02_cleaning.ipynb #c49
+# %% ../nbs/02_cleaning.ipynb #c39
 def _pieces(s, last):
     "Those of the `last` words that stand at ends only and begin a longer word"
     if not last: return []
@@ -205,7 +200,21 @@ def _begins(w, known):
     i = bisect_right(known, w)
     return i < len(known) and known[i].startswith(w)
 
-# %% ../nbs/02_cleaning.ipynb #c53
+def _real(s, words):
+    "Without stand-ins for nothing"
+    return s.set(s.str.strip_chars().str.to_lowercase().is_in(words['missing']).fill_null(False), None)
+
+def _answered(s, words):
+    "Without refusals"
+    return s.set(s.str.slice(0, 400).str.contains('(?i)' + '|'.join(words['refusal'])).fill_null(False), None)
+
+def _once(s):
+    "Each sentence once"
+    x = s.str.to_lowercase().str.extract_all(r'[^.!?\s][^.!?]{19,}[.!?]+')
+    def unique(t): return ''.join(dict.fromkeys(p.strip() + ' ' for p in re.findall(SENTENCE, t))).strip()
+    return _where(s, x.list.len() > x.list.n_unique(), unique)
+
+# %% ../nbs/02_cleaning.ipynb #c42
 def looks_like_refusal(
     text, # A text, perhaps a model's answer
     words=None, # As `vocabulary()`
@@ -213,22 +222,7 @@ def looks_like_refusal(
     "Does this speak about the task in place of the item?"
     return bool(re.search('(?i)' + '|'.join((words or vocabulary())['refusal']), text[:400])) if text else False
 
-# %% ../nbs/02_cleaning.ipynb #c55
-def _real(s, words):
-    "Without stand-ins for nothing and without refusals"
-    absent = s.str.strip_chars().str.to_lowercase().is_in(words['missing'])
-    s = s.set(absent.fill_null(False), None)
-    return s
-def _answered(s, words):
-    "Without refusals"
-    return s.set(s.str.slice(0, 400).str.contains('(?i)' + '|'.join(words['refusal'])).fill_null(False), None)
-def _once(s):
-    "Each sentence once"
-    x = s.str.to_lowercase().str.extract_all(r'[^.!?\s][^.!?]{19,}[.!?]+')
-    def unique(t): return ''.join(dict.fromkeys(p.strip() + ' ' for p in re.findall(SENTENCE, t))).strip()
-    return _where(s, x.list.len() > x.list.n_unique(), unique)
-
-# %% ../nbs/02_cleaning.ipynb #c57
+# %% ../nbs/02_cleaning.ipynb #c45
 def canonical(
     values, # A series of text or of lists of text
     column, # 'platform', 'genres', 'themes', 'modes', 'product_type', 'hardware_type', 'brand' or 'series'
@@ -241,7 +235,7 @@ def canonical(
     names, unknown = (_spelled if column in ('brand', 'series') else _found)(count, words.get(column, {}), words['missing'])
     return _back(flat, count.with_columns(names=pl.Series(names, dtype=pl.List(pl.String))), len(values), column), unknown
 
-# %% ../nbs/02_cleaning.ipynb #c58
+# %% ../nbs/02_cleaning.ipynb #c46
 def _lists(s):
     "Text as lists of one"
     if s.dtype == pl.Null: s = s.cast(pl.String)
@@ -256,7 +250,6 @@ def _back(flat, count, n, column):
     rows = rows.group_by('row', maintain_order=True).agg(pl.col('names').unique(maintain_order=True))
     return pl.DataFrame(dict(row=range(n)), schema=dict(row=flat.schema['row'])).join(rows, on='row', how='left', maintain_order='left')['names'].alias(column)
 
-# %% ../nbs/02_cleaning.ipynb #c60
 def _key(v):
     "Small letters, plain Latin, one blank between words"
     v = unicodedata.normalize('NFKD', v).encode('ascii', 'ignore').decode().lower()
@@ -268,7 +261,7 @@ def _finder(table):
     rx, names = re.compile(r'\b(?:' + '|'.join(f'(?P<n{i}>{t})' for i, t in enumerate(texts)) + r')\b'), list(table)
     return lambda key: list(dict.fromkeys(names[int(m.lastgroup[1:])] for m in rx.finditer(key) if m[0]))
 
-# %% ../nbs/02_cleaning.ipynb #c61
+# %% ../nbs/02_cleaning.ipynb #c47
 _PARTS = r'\|(?![xsXS]\b)|[,;]'
 def _found(count, table, missing):
     "Canonical names by pattern, for each distinct value, and the parts that fit none"
@@ -281,7 +274,6 @@ def _found(count, table, missing):
             if not h: unknown[p] += n
     return names, pl.DataFrame(sorted(unknown.items(), key=lambda x: (-x[1], x[0])), schema=dict(value=pl.String, n=pl.Int64), orient='row')
 
-# %% ../nbs/02_cleaning.ipynb #c67
 def _spelled(count, table, missing):
     "The commonest of the spellings that differ in case, accents or signs; firms under several names from the table"
     known = {_key(p): name for name, p in table.items() for p in p.split('|')}
@@ -291,7 +283,7 @@ def _spelled(count, table, missing):
     names = [[one(v)] if _key(v) and v.strip().lower() not in missing else [] for v in count['values']]
     return names, pl.DataFrame(schema=dict(value=pl.String, n=pl.Int64))
 
-# %% ../nbs/02_cleaning.ipynb #c70
+# %% ../nbs/02_cleaning.ipynb #c54
 ATTRIBUTES = dict(product_type=pl.String, platform=pl.String, platforms=pl.List(pl.String), genres=pl.List(pl.String), themes=pl.List(pl.String),
                   modes=pl.List(pl.String), hardware_type=pl.String, brand=pl.String, series=pl.String)
 CLOSED = dict(product_type='product_type', platform='platform', platforms='platform', genres='genres', modes='modes', hardware_type='hardware_type')
@@ -306,7 +298,7 @@ def check_schema(
         if column in CLOSED: _allowed(items, column, set((words or vocabulary())[CLOSED[column]]))
     return items
 
-# %% ../nbs/02_cleaning.ipynb #c71
+# %% ../nbs/02_cleaning.ipynb #c55
 def _allowed(items, column, names):
     "No value outside `names`"
     flat = pl.DataFrame(dict(v=_lists(items[column]))).with_row_index('row').explode('v', empty_as_null=False, keep_nulls=False)
@@ -317,7 +309,23 @@ def _allowed(items, column, names):
     who = f" ({items['item_id'][row]})" if 'item_id' in items.columns else ''
     raise InputError(f"items, row {row + 1}{who}: {column} is {value!r}; wanted {'such as ' + repr(near[0]) if near else 'a canonical name'}; run `clean`, or add it to the canonical vocabulary")
 
-# %% ../nbs/02_cleaning.ipynb #c75
+_SEP = r'[ /_™®-]{0,2}'
+def _anywhere(words, column='platform', sep=_SEP): return '|'.join(p[0] for p in words[column].values()).replace(' ', sep)
+
+def _title_platforms(titles, words=None):
+    "Canonical platforms that a title names"
+    words = words or vocabulary()
+    return canonical(titles.str.extract_all(r'(?i)\b(?:' + _anywhere(words) + r')\b'), 'platform', words)[0]
+
+def _apply(s, kind, words, counts):
+    "Rule after rule, counting the texts that each one changed"
+    for name, rule in rules(kind, words).items():
+        new = rule(s).replace('', None)
+        if n := new.ne_missing(s).sum(): counts[f'{kind}: {name}'] = int(n)
+        s = new
+    return s
+
+# %% ../nbs/02_cleaning.ipynb #c58
 def keep_platform(
     before, # Titles as they came, entities and tags gone
     after, # The same titles, cleaned by rules or by a model
@@ -329,16 +337,7 @@ def keep_platform(
     some = (lost.list.len() > 0).fill_null(False) & after.is_not_null()
     return pl.select(pl.when(some).then(pl.concat_str(after, pl.lit(' - '), lost.list.sort().list.join('/'))).otherwise(after))[:, 0].alias(after.name)
 
-# %% ../nbs/02_cleaning.ipynb #c76
-_SEP = r'[ /_™®-]{0,2}'
-def _anywhere(words, column='platform', sep=_SEP): return '|'.join(p[0] for p in words[column].values()).replace(' ', sep)
-
-def _title_platforms(titles, words=None):
-    "Canonical platforms that a title names"
-    words = words or vocabulary()
-    return canonical(titles.str.extract_all(r'(?i)\b(?:' + _anywhere(words) + r')\b'), 'platform', words)[0]
-
-# %% ../nbs/02_cleaning.ipynb #c79
+# %% ../nbs/02_cleaning.ipynb #c61
 def rules(
     kind, # 'title', 'description' or 'features'
     words, # As `vocabulary()`
@@ -350,16 +349,7 @@ def rules(
     body = start | {'refusals': lambda s: _answered(s, words), 'bullets': mark, 'advertising': lambda s: unpromo(s, words), 'lists to prose': prose} | end
     return body if kind == 'features' else body | {'repeated sentences': _once, 'cut ends': uncut}
 
-# %% ../nbs/02_cleaning.ipynb #c80
-def _apply(s, kind, words, counts):
-    "Rule after rule, counting the texts that each one changed"
-    for name, rule in rules(kind, words).items():
-        new = rule(s).replace('', None)
-        if n := new.ne_missing(s).sum(): counts[f'{kind}: {name}'] = int(n)
-        s = new
-    return s
-
-# %% ../nbs/02_cleaning.ipynb #c81
+# %% ../nbs/02_cleaning.ipynb #c62
 @dataclass
 class Cleaned:
     "A cleaned table, what it was, and what was done"
@@ -371,7 +361,7 @@ class Cleaned:
 
     def __repr__(self): return f'Cleaned: {len(self.items):,} items, {sum(self.counts.values()):,} changes, {len(self.unknown):,} unknown values, {len(self.failed):,} failed'
 
-# %% ../nbs/02_cleaning.ipynb #c83
+# %% ../nbs/02_cleaning.ipynb #c64
 def _table(items):
     "A frame with the usual column names, texts as text, features as lists"
     x = _frame(items, 'items')
@@ -395,7 +385,7 @@ def _first(x, words, counts):
     if n := len(x) - len(keep): counts['items: second rows for one id'] = n
     return x[keep]
 
-# %% ../nbs/02_cleaning.ipynb #c84
+# %% ../nbs/02_cleaning.ipynb #c65
 def clean(
     items, # A frame with item_id, title and any of description, features, categories and attributes; raw Amazon columns too
     canonical=None, # Parts of `vocabulary()` to replace
@@ -410,7 +400,7 @@ def clean(
     x, unknown = _attributes(x, words, counts)
     return Cleaned(check_schema(x, words), before, counts, unknown)
 
-# %% ../nbs/02_cleaning.ipynb #c85
+# %% ../nbs/02_cleaning.ipynb #c66
 def _kept(x, titles, words, counts):
     "Titles with their platforms"
     title = keep_platform(untag(unescape(titles)), x['title'], words)
@@ -423,7 +413,6 @@ def _features(s, words, counts):
     flat = flat.with_columns(_apply(flat['f'], 'features', words, counts)).drop_nulls('f').group_by('row', maintain_order=True).agg(pl.col('f').unique(maintain_order=True))
     return pl.DataFrame(dict(row=range(len(s))), schema=dict(row=pl.get_index_type())).join(flat, on='row', how='left', maintain_order='left')['f'].fill_null([]).alias('features')
 
-# %% ../nbs/02_cleaning.ipynb #c86
 def _attributes(x, words, counts):
     "Canonical attributes, gaps filled from what the row says elsewhere, and the values without a name"
     unknown, raw = [], {c: x['platforms' if c == 'platform' and 'platforms' in x.columns else c] for c in ATTRIBUTES if c in x.columns and c not in ('platforms', 'themes')}
@@ -437,7 +426,7 @@ def _attributes(x, words, counts):
     for c, s in raw.items(): _count(x, c, s, counts)
     return x, pl.concat(unknown).sort('n', 'column', 'value', descending=[True, False, False]) if unknown else pl.DataFrame(schema=dict(column=pl.String, value=pl.String, n=pl.Int64))
 
-# %% ../nbs/02_cleaning.ipynb #c87
+# %% ../nbs/02_cleaning.ipynb #c67
 def _themes(s, names, unknown, x, words):
     "What stands among the genres and is a theme or a mode is no unknown genre; themes fill an absent column"
     themes, not_theme = canonical(s, 'themes', words)
@@ -455,6 +444,7 @@ def _fill(x, words, counts):
     named = x['platforms'].list.set_intersection(_title_platforms(x['title'], words))
     return x.with_columns(pl.coalesce(named.list.first(), pl.col('platforms').list.first()).alias('platform'))
 
+# %% ../nbs/02_cleaning.ipynb #c68
 def _from_categories(x, words, counts):
     "The most special category that says something, of shops that sell video games"
     s = x['categories']
@@ -481,13 +471,13 @@ def _count(x, column, raw, counts):
     new = x['platforms' if column == 'platform' and isinstance(raw.dtype, pl.List) else column]
     if n := (raw.is_not_null() & text(new).ne_missing(text(raw))).sum(): counts[f'{column}: canonical names'] = int(n)
 
-# %% ../nbs/02_cleaning.ipynb #c96
+# %% ../nbs/02_cleaning.ipynb #c74
 ADS = ['Free Shipping on all orders!', 'Buy now while supplies last.', 'Perfect gift for gamers of all ages!', 'If you have any questions, please feel free to contact us.', '100% satisfaction guaranteed or your money back.', 'Visit our store for more great items.']
 NEW_ADS = ['Do not miss this amazing bargain!', 'Grab yours before it is gone!'] # No rule knows these
 TITLE_ADS = ['[FREE SHIPPING] {}', '{} - BRAND NEW', '{} (Hot Sale!)', 'L@@K! {}']
 KINDS = ['none', 'tags', 'entities', 'bullets', 'advertising', 'new advertising', 'capitals', 'repeated', 'cut with a mark', 'cut in a word', 'refusal']
 
-# %% ../nbs/02_cleaning.ipynb #c97
+# %% ../nbs/02_cleaning.ipynb #c75
 def _spoil(t, kind, rng):
     "A description with one kind of dirt, and what a perfect cleaner makes of it"
     parts = [p.strip() for p in re.findall(SENTENCE, t)]
@@ -503,11 +493,13 @@ def _spoil(t, kind, rng):
 
 def _cut(parts, kind, rng):
     "Cut inside a word of a later sentence"
-    n = rng.randrange(1, len(parts))
-    word = rng.choice([m for m in re.finditer(r'[a-z]{6,}', parts[n])] or [re.search(r'\w+', parts[n])])
+    n, whole = rng.randrange(1, len(parts)), ' '.join(parts)
+    long = list(re.finditer(r'[a-z]{6,}', parts[n]))
+    if not long: return whole, whole
+    word = rng.choice(long)
     return ' '.join(parts[:n] + [parts[n][:word.start() + (word.end() - word.start())*2//3]]) + ('...' if kind == 'cut with a mark' else ''), ' '.join(parts[:n])
 
-# %% ../nbs/02_cleaning.ipynb #c98
+# %% ../nbs/02_cleaning.ipynb #c76
 def dirty(
     items, # A frame with item_id, title and description, clean
     seed=0,
@@ -522,7 +514,7 @@ def dirty(
     titles, texts = zip(*rows)
     return items.with_columns(title=pl.Series(titles), description=pl.Series(texts)), pl.DataFrame(truth, schema=['item_id', 'kind', 'title_kind', 'title', 'description'], orient='row')
 
-# %% ../nbs/02_cleaning.ipynb #c99
+# %% ../nbs/02_cleaning.ipynb #c77
 def _spoil_title(t, kind, rng):
     "A title with one kind of dirt"
     if kind == 'advertising': return rng.choice(TITLE_ADS).format(t)
@@ -530,7 +522,27 @@ def _spoil_title(t, kind, rng):
     if kind == 'entities': return html.escape(html.escape(t).replace('e', '&#101;', 1))
     return t.upper() if kind == 'capitals' else t
 
-# %% ../nbs/02_cleaning.ipynb #c102
+def _words_off(got, true):
+    "Words too many, words too few, words got, words true; capitals do not matter"
+    a, b = (Counter(re.findall(r'\w+', t.lower())) for t in (got, true))
+    return (a - b).total(), (b - a).total(), a.total(), b.total()
+
+def _facts(column, when, s, words):
+    "One row of the profile"
+    t, n = s.drop_nulls(), max(len(s), 1)
+    length, ads = t.str.len_chars(), words['promo'] + (words['title_promo'] if column == 'title' else [])
+    share = lambda p: t.str.contains(p).sum()/n
+    return dict(text=column, when=when, missing=s.null_count()/n, duplicate=1 - t.n_unique()/max(len(t), 1), mean=length.mean(), median=length.median(), longest=length.max(),
+                html=share(TAG), entity=share(ENTITY), promo=share(_rust(ads)))
+
+def _bars(s, step, when, colour, legend):
+    "A histogram with the share up to each bar"
+    import plotly.graph_objects as go
+    n = (s.drop_nulls().str.len_chars()//step*step).value_counts(name='n').rename({s.name: 'at'}).sort('at').with_columns(upto=pl.col('n').cum_sum()/pl.sum('n'))
+    return go.Bar(x=(n['at'] + step/2).to_list(), y=n['n'].to_list(), customdata=n['upto'].to_list(), width=step, name=when, marker_color=colour, opacity=.7, showlegend=legend, legendgroup=when,
+                  hovertemplate='%{y} texts of about %{x} characters<br>%{customdata:.0%} are no longer<extra>' + when + '</extra>')
+
+# %% ../nbs/02_cleaning.ipynb #c80
 def score(
     items, # A frame cleaned by anything
     truth, # From `dirty`
@@ -543,13 +555,7 @@ def score(
     sums = rows.group_by('kind', maintain_order=True).agg(pl.len().alias('texts'), pl.col('right').mean(), left_over=pl.sum('extra')/pl.sum('got').clip(1), lost=pl.sum('gone')/pl.sum('true').clip(1))
     return sums.sort('kind')
 
-# %% ../nbs/02_cleaning.ipynb #c103
-def _words_off(got, true):
-    "Words too many, words too few, words got, words true; capitals do not matter"
-    a, b = (Counter(re.findall(r'\w+', t.lower())) for t in (got, true))
-    return (a - b).total(), (b - a).total(), a.total(), b.total()
-
-# %% ../nbs/02_cleaning.ipynb #c114
+# %% ../nbs/02_cleaning.ipynb #c86
 def profile(
     cleaned, # A `Cleaned`
     words=None, # As `vocabulary()`
@@ -559,16 +565,7 @@ def profile(
     frames = dict(before=cleaned.before, after=cleaned.items)
     return pl.DataFrame([_facts(c, when, x[c], words) for c in ('title', 'description') if c in cleaned.items.columns for when, x in frames.items()])
 
-# %% ../nbs/02_cleaning.ipynb #c115
-def _facts(column, when, s, words):
-    "One row of the profile"
-    t, n = s.drop_nulls(), max(len(s), 1)
-    length, ads = t.str.len_chars(), words['promo'] + (words['title_promo'] if column == 'title' else [])
-    share = lambda p: t.str.contains(p).sum()/n
-    return dict(text=column, when=when, missing=s.null_count()/n, duplicate=1 - t.n_unique()/max(len(t), 1), mean=length.mean(), median=length.median(), longest=length.max(),
-                html=share(TAG), entity=share(ENTITY), promo=share(_rust(ads)))
-
-# %% ../nbs/02_cleaning.ipynb #c119
+# %% ../nbs/02_cleaning.ipynb #c89
 def biggest_reductions(
     cleaned, # A `Cleaned`
     n=5,
@@ -579,7 +576,6 @@ def biggest_reductions(
     x = x.with_columns(cut=1 - pl.col('after').fill_null('').str.len_chars()/pl.col('before').str.len_chars())
     return x.sort('cut', 'item_id', descending=[True, False]).head(n)
 
-# %% ../nbs/02_cleaning.ipynb #c123
 def shortest(
     cleaned, # A `Cleaned`
     n=5,
@@ -589,7 +585,7 @@ def shortest(
     x = cleaned.items.select('item_id', column, pl.col(column).str.len_chars().alias('characters')).drop_nulls()
     return x.sort('characters', 'item_id').head(n)
 
-# %% ../nbs/02_cleaning.ipynb #c126
+# %% ../nbs/02_cleaning.ipynb #c93
 def coverage(
     cleaned, # A `Cleaned`
 ): # One row a field
@@ -601,7 +597,7 @@ def coverage(
         rows.append(dict(field=c, filled=(_lists(x[c]).list.len().fill_null(0) > 0).mean(), values=flat.n_unique()))
     return pl.DataFrame(rows)
 
-# %% ../nbs/02_cleaning.ipynb #c129
+# %% ../nbs/02_cleaning.ipynb #c96
 def plot_lengths(
     cleaned, # A `Cleaned`
     bins=40,
@@ -615,11 +611,3 @@ def plot_lengths(
         for when, x, colour in (('before', cleaned.before, '#bbbbbb'), ('after', cleaned.items, '#1f77b4')): fig.add_trace(_bars(x[c], step, when, colour, i == 1), 1, i)
         fig.update_xaxes(title='characters', row=1, col=i)
     return fig.update_layout(barmode='overlay', height=320, width=760, yaxis_title='texts', margin=dict(t=40, b=10), legend=dict(orientation='h', y=-.3))
-
-# %% ../nbs/02_cleaning.ipynb #c130
-def _bars(s, step, when, colour, legend):
-    "A histogram with the share up to each bar"
-    import plotly.graph_objects as go
-    n = (s.drop_nulls().str.len_chars()//step*step).value_counts(name='n').rename({s.name: 'at'}).sort('at').with_columns(upto=pl.col('n').cum_sum()/pl.sum('n'))
-    return go.Bar(x=(n['at'] + step/2).to_list(), y=n['n'].to_list(), customdata=n['upto'].to_list(), width=step, name=when, marker_color=colour, opacity=.7, showlegend=legend, legendgroup=when,
-                  hovertemplate='%{y} texts of about %{x} characters<br>%{customdata:.0%} are no longer<extra>' + when + '</extra>')
