@@ -259,7 +259,8 @@ def _finder(table):
     "One expression for a whole table; the name of a group is the place of a canonical name"
     texts = ['|'.join([p] if isinstance(p, str) else p).replace(' ', ' ?') for p in table.values()]
     rx, names = re.compile(r'\b(?:' + '|'.join(f'(?P<n{i}>{t})' for i, t in enumerate(texts)) + r')\b'), list(table)
-    return lambda key: list(dict.fromkeys(names[int(m.lastgroup[1:])] for m in rx.finditer(key) if m[0]))
+    own = {_key(n): n for n in names}
+    return lambda key: [own[key]] if key in own else list(dict.fromkeys(names[int(m.lastgroup[1:])] for m in rx.finditer(key) if m[0]))
 
 # %% ../nbs/02_cleaning.ipynb #c47
 _PARTS = r'\|(?![xsXS]\b)|[,;]'
@@ -442,7 +443,7 @@ def _fill(x, words, counts):
     if 'store' in x.columns: x = _gaps(x, 'brand', canonical(x['store'], 'brand', words)[0], 'store', counts)
     if 'platforms' not in x.columns: return x
     named = x['platforms'].list.set_intersection(_title_platforms(x['title'], words))
-    return x.with_columns(pl.coalesce(named.list.first(), pl.col('platforms').list.first()).alias('platform'))
+    return x.with_columns(pl.coalesce(named.list.sort().list.first(), pl.col('platforms').list.first()).alias('platform'))
 
 # %% ../nbs/02_cleaning.ipynb #c68
 def _from_categories(x, words, counts):
@@ -450,7 +451,7 @@ def _from_categories(x, words, counts):
     s = x['categories']
     s = s.str.split(' > ') if s.dtype == pl.String else s
     games = s.list.contains('Video Games').fill_null(False)
-    s = pl.select(pl.when(games).then(s.list.set_difference(['Video Games'])))[:, 0].alias('categories')
+    s = pl.select(pl.when(games).then(s.list.eval(pl.element().filter(pl.element() != 'Video Games'))))[:, 0].alias('categories')
     x = _gaps(x, 'platforms', canonical(s, 'platform', words)[0], 'categories', counts)
     x = _gaps(x, 'product_type', canonical(s, 'product_type', words)[0].list.tail(1), 'categories', counts)
     if 'product_type' not in x.columns: return x
