@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 import polars as pl
-from .catalogue import CONTROL,_frame,_need,_rename,_type
+from .catalogue import CONTROL,HISTORY,NAMES,_frame,_need,_rename,_type
 from .runs import InputError,read_json
 
 # %% ../nbs/02_cleaning.ipynb #c12
@@ -366,7 +366,8 @@ class Cleaned:
 def _table(items):
     "A frame with the usual column names, texts as text, features as lists"
     x = _frame(items, 'items')
-    x = _rename(x.rename({'features_text': 'features'}) if 'features_text' in x.columns and 'features' not in x.columns else x)
+    x = x.rename({'features_text': 'features'}) if 'features_text' in x.columns and 'features' not in x.columns else x
+    x = _rename(x, 'items', [n for n in NAMES if n not in HISTORY], {}, {}, 'items')
     for c in ('item_id', 'title'): _need(x, c, 'items')
     x = x.with_columns(pl.col('item_id').cast(pl.String))
     x = x.with_columns(_joined(x[c]) for c in ('title', 'description') if c in x.columns)
