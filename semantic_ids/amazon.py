@@ -307,19 +307,22 @@ def fetch(
 
 # %% ../nbs/01b_amazon.ipynb #c77
 def _download(name, folder, hand):
-    "Into a folder aside, checked, then moved to its place"
-    from huggingface_hub import get_hf_file_metadata,hf_hub_download,hf_hub_url
+    "Into a part aside, checked, then moved to its place"
+    from huggingface_hub import get_hf_file_metadata,hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.file_download import http_get
     if _state['quiet']: _no_bars()
     say(f'{name}: downloading from the Hugging Face Hub')
     try:
-        want = get_hf_file_metadata(hf_hub_url(REPO, name, repo_type='dataset'), retry_on_errors=False).etag
-        got = Path(hf_hub_download(REPO, name, repo_type='dataset', local_dir=folder/'.download'))
+        about = get_hf_file_metadata(hf_hub_url(REPO, name, repo_type='dataset'))
+        part = folder/'.download'/f'{Path(name).name}.{about.etag[:16]}'
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open('ab') as f: http_get(about.location, f, resume_size=f.tell(), expected_size=about.size)
     except RemoteEntryNotFoundError: raise InputError(f'{REPO} has no file {name}; choose another category or other histories') from None
     except Exception as e: raise InputError(f'{Path(name).name} cannot be downloaded ({_why(e)}); try again, or {hand}') from None
-    _right(got, want)
+    _right(part, about.etag)
     (folder/name).parent.mkdir(parents=True, exist_ok=True)
-    move(got, folder/name)
+    move(part, folder/name)
     return folder/name
 
 # %% ../nbs/01b_amazon.ipynb #c78

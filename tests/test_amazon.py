@@ -284,13 +284,14 @@ class Hub(BaseHTTPRequestHandler):
         for i in range(0, len(part), step):
             try: self.wfile.write(part[i:i+step])
             except OSError: return
+            if s['drop'] and i > len(part)//2: s['drop'] = False; self.close_connection = True; self.connection.shutdown(2); return
             if s['slow'] and i > len(part)//2: s['half'].set(); time.sleep(.3)
 
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.daemon_threads = True
-    server.state = dict(etag=hashlib.sha256(CONTENT).hexdigest(), slow=False, half=threading.Event(), log=[])
+    server.state = dict(etag=hashlib.sha256(CONTENT).hexdigest(), slow=False, drop=False, half=threading.Event(), log=[])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown(); server.server_close()
@@ -334,11 +335,21 @@ def test_killed_in_the_middle_goes_on_where_it_stopped(hub, tmp_path):
     assert rc == 0 and Path(out).read_bytes() == CONTENT, err
     assert gets(hub)[-1][2] and int(gets(hub)[-1][2].split('=')[1].split('-')[0]) > 0
 
+def test_a_dropped_line_is_taken_up_again(hub, tmp_path):
+    hub.state['drop'] = True
+    rc, out, err = done(start(hub, tmp_path))
+    assert rc == 0 and Path(out).read_bytes() == CONTENT, err
+    assert len(gets(hub)) == 2 and gets(hub)[1][2]
+
+def test_quiet_says_nothing(hub, tmp_path):
+    rc, out, err = done(start(hub, tmp_path, SEMANTIC_IDS_QUIET='1'))
+    assert rc == 0 and err == ''
+
 def test_wrong_content_is_refused_and_deleted(hub, tmp_path):
     hub.state['etag'] = hashlib.sha256(b'something else').hexdigest()
     rc, out, err = done(start(hub, tmp_path))
     assert rc == 1 and 'not what the Hub announced' in told(err)
-    assert not (tmp_path/NAME).exists() and not list(tmp_path.rglob('meta_Video_Games.jsonl'))
+    assert not (tmp_path/NAME).exists() and not list(tmp_path.rglob('meta_Video_Games.jsonl*'))
     hub.state['etag'] = hashlib.sha256(CONTENT).hexdigest()
     assert done(start(hub, tmp_path))[0] == 0
 
