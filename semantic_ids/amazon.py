@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 from .runs import InputError,_state,move,remove,say
 
-# %% ../nbs/01b_amazon.ipynb #c13
+# %% ../nbs/01b_amazon.ipynb #c12
 def lines(
     path, # Any text file, also .gz
 ): # Lazy frame, one row a line; an empty line is null
@@ -22,7 +22,7 @@ def lines(
     return pl.scan_csv(path, has_header=False, schema={'line': pl.String}, separator='\x01', quote_char=None, encoding='utf8-lossy',
                        truncate_ragged_lines=True, raise_if_empty=False, glob=False)
 
-# %% ../nbs/01b_amazon.ipynb #c16
+# %% ../nbs/01b_amazon.ipynb #c14
 def values(
     *names, # Fields of a JSON object
     column='line', # Text column that holds the objects
@@ -30,7 +30,7 @@ def values(
     "Fields of a JSON object, one text column each"
     return [pl.col(column).str.json_path_match(f"$['{n}']").alias(n) for n in names]
 
-# %% ../nbs/01b_amazon.ipynb #c19
+# %% ../nbs/01b_amazon.ipynb #c17
 def number(
     column, # Name of a text column
 ): # Float64 expression, null where the text is no number
@@ -38,14 +38,14 @@ def number(
     x = pl.col(column).str.strip_chars().str.strip_prefix('$').str.replace_all(',', '', literal=True).cast(pl.Float64, strict=False)
     return pl.when(x.is_finite()).then(x).alias(column)
 
-# %% ../nbs/01b_amazon.ipynb #c22
+# %% ../nbs/01b_amazon.ipynb #c20
 def is_id(
     column, # Name of a text column
 ): # Boolean expression
     "Does the text look like an id?"
     return pl.col(column).str.contains(r'^[A-Za-z0-9_-]+$').fill_null(False)
 
-# %% ../nbs/01b_amazon.ipynb #c25
+# %% ../nbs/01b_amazon.ipynb #c23
 def leave_out(
     x, # A frame
     dropped, # Reason -> rows, added to
@@ -57,7 +57,7 @@ def leave_out(
     if len(kept) < len(x): dropped[why] = dropped.get(why, 0) + len(x) - len(kept)
     return kept
 
-# %% ../nbs/01b_amazon.ipynb #c26
+# %% ../nbs/01b_amazon.ipynb #c24
 def _note(dropped, why, n):
     "Count what was mended or cut, if anything"
     if n: dropped[why] = dropped.get(why, 0) + int(n)
@@ -78,7 +78,7 @@ def _whole(x, dropped, what, fields):
     x = leave_out(x, dropped, f'empty lines among the {what}', pl.col('empty'))
     return leave_out(x, dropped, f'broken lines among the {what}', pl.all_horizontal(pl.col(fields).is_null())).drop('empty')
 
-# %% ../nbs/01b_amazon.ipynb #c28
+# %% ../nbs/01b_amazon.ipynb #c26
 def quick_values(
     x, # Lazy frame with the text column line
     first, # A field that each good line has
@@ -92,7 +92,7 @@ def quick_values(
     slow = lambda f: values(f, column='slow')[0]
     return x.select(first, *lists, *[pl.coalesce(pl.col('o').struct.field(f), slow(f)).alias(f) for f in rest], empty=line.is_null())
 
-# %% ../nbs/01b_amazon.ipynb #c31
+# %% ../nbs/01b_amazon.ipynb #c29
 def read_reviews(
     path, # A .jsonl or .jsonl.gz file of reviews
     dropped, # Reason -> rows, added to
@@ -102,7 +102,7 @@ def read_reviews(
     x = _whole(_fields(path, fields, (), _numbers), dropped, 'reviews', fields)
     return _purchases(x, dropped, 'reviews')
 
-# %% ../nbs/01b_amazon.ipynb #c32
+# %% ../nbs/01b_amazon.ipynb #c30
 def _numbers(lazy):
     "Times and stars as numbers, and whether the stars were something else"
     stars = pl.col('rating').cast(pl.Float64, strict=False)
@@ -117,7 +117,7 @@ def _purchases(x, dropped, what, *more):
     _note(dropped, f'{what} whose rating is no number of stars', x.select((pl.col('unread') | ~stars).fill_null(False).sum()).item())
     return x.select('user_id', pl.col('parent_asin').alias('item_id'), pl.when(stars).then('rating').alias('rating'), 'timestamp', *more)
 
-# %% ../nbs/01b_amazon.ipynb #c36
+# %% ../nbs/01b_amazon.ipynb #c33
 def in_order(
     x, # One row a purchase
     dropped, # Reason -> rows, added to
@@ -128,7 +128,7 @@ def in_order(
     _note(dropped, 'repeated purchases', len(x) - len(once))
     return once
 
-# %% ../nbs/01b_amazon.ipynb #c41
+# %% ../nbs/01b_amazon.ipynb #c38
 def read_5core(
     path, # A .csv or .csv.gz file with a history in each row
     dropped, # Reason -> rows, added to
@@ -141,7 +141,7 @@ def read_5core(
     told = x.unique(['user_id', 'item_id'], keep='first', maintain_order=True).select('user_id', 'item_id', 'rating', 'timestamp')
     return best.select('user_id', items.alias('item_id')).explode('item_id').join(told, on=['user_id', 'item_id'], how='left', maintain_order='left')
 
-# %% ../nbs/01b_amazon.ipynb #c42
+# %% ../nbs/01b_amazon.ipynb #c39
 _CORE = ['user_id', 'parent_asin', 'rating', 'timestamp', 'history']
 
 def _rows(path, dropped):
@@ -155,7 +155,7 @@ def _rows(path, dropped):
     x = leave_out(x, dropped, 'broken lines among the 5-core rows', pl.col('history').is_null() | pl.col('more'))
     return _purchases(x, dropped, '5-core rows', 'history')
 
-# %% ../nbs/01b_amazon.ipynb #c46
+# %% ../nbs/01b_amazon.ipynb #c43
 def text_list(
     column, # Text column: a JSON list, bare text or null
 ): # Expression, lists of text; never null
@@ -167,7 +167,7 @@ def text_list(
     both = pl.when(bare).then(pl.concat_list(s)).otherwise(many)
     return both.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != '')).alias(column)
 
-# %% ../nbs/01b_amazon.ipynb #c49
+# %% ../nbs/01b_amazon.ipynb #c46
 _SIMPLE, _LISTS = ['parent_asin', 'title', 'main_category', 'store', 'price', 'average_rating', 'rating_number'], ['description', 'features', 'categories', 'details']
 _DETAILS = ['Brand', 'Manufacturer', 'Publisher', 'Rated', 'Date First Available', 'Publication date']
 
@@ -176,7 +176,7 @@ def _clean(column):
     s = pl.col(column).str.replace_all('\x00', '', literal=True).str.strip_chars()
     return pl.when(s != '').then(s).alias(column)
 
-# %% ../nbs/01b_amazon.ipynb #c50
+# %% ../nbs/01b_amazon.ipynb #c47
 def from_details(
     x, # A frame with `details` and `store`
 ): # The frame with brand, year and esrb
@@ -185,7 +185,7 @@ def from_details(
     year = pl.coalesce('Date First Available', 'Publication date').str.extract(r'\b((?:19|20)\d\d)\b').cast(pl.Int64)
     return x.with_columns(pl.coalesce('Brand', 'Manufacturer', 'Publisher', 'store').alias('brand'), year.alias('year'), pl.col('Rated').alias('esrb')).drop(*_DETAILS, 'details')
 
-# %% ../nbs/01b_amazon.ipynb #c53
+# %% ../nbs/01b_amazon.ipynb #c50
 def read_items(
     path, # A .jsonl or .jsonl.gz file of item metadata
     dropped, # Reason -> rows, added to
@@ -197,7 +197,7 @@ def read_items(
     _note(dropped, 'repeated items', len(x) - len(once))
     return _typed(once, dropped).sort('item_id')
 
-# %% ../nbs/01b_amazon.ipynb #c54
+# %% ../nbs/01b_amazon.ipynb #c51
 def _typed(x, dropped):
     "Lists of text, numbers and clean text"
     wrote = x['price']
@@ -207,14 +207,14 @@ def _typed(x, dropped):
     x = from_details(x.with_columns(_clean('title'), _clean('main_category'), pl.col('description').list.join(' ')))
     return x.rename(dict(parent_asin='item_id', average_rating='rating'))
 
-# %% ../nbs/01b_amazon.ipynb #c59
+# %% ../nbs/01b_amazon.ipynb #c56
 def flat(
     items, # Items with the list columns features and categories
 ): # The same with text
     "Lists as the original writes them"
     return items.with_columns(pl.col('features').list.join(' '), pl.col('categories').list.join(' > '))
 
-# %% ../nbs/01b_amazon.ipynb #c62
+# %% ../nbs/01b_amazon.ipynb #c59
 def enough_text(
     items, # Items
     dropped, # Reason -> rows, added to
@@ -226,7 +226,7 @@ def enough_text(
     items = leave_out(items, dropped, f'items with a title under {min_title} characters', short('title', min_title))
     return leave_out(items, dropped, f'items with a description under {min_description} characters', short('description', min_description))
 
-# %% ../nbs/01b_amazon.ipynb #c65
+# %% ../nbs/01b_amazon.ipynb #c62
 def bought(
     x, # One row a purchase
     items, # Items that may be bought
@@ -240,7 +240,7 @@ def bought(
     items = leave_out(items, dropped, f'items with fewer than {min_reviews} purchases', ~pl.col('item_id').is_in(often))
     return leave_out(x, dropped, f'purchases of items with fewer than {min_reviews}', ~pl.col('item_id').is_in(often)), items
 
-# %% ../nbs/01b_amazon.ipynb #c69
+# %% ../nbs/01b_amazon.ipynb #c65
 def gather(
     x, # One row a purchase, in the order of each user's history
     users, # How many users there were before any purchase was left out
@@ -255,14 +255,23 @@ def gather(
     _note(dropped, f'histories cut to their last {last}', (x['item_ids'].list.len() > last).sum())
     return x.sort('user_id').with_columns(pl.col('item_ids', 'timestamps', 'ratings').list.tail(last))
 
-# %% ../nbs/01b_amazon.ipynb #c72
+# %% ../nbs/01b_amazon.ipynb #c68
 CATEGORIES = """All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Automotive Baby_Products Beauty_and_Personal_Care Books CDs_and_Vinyl
 Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards Grocery_and_Gourmet_Food Handmade_Products
 Health_and_Household Health_and_Personal_Care Home_and_Kitchen Industrial_and_Scientific Kindle_Store Magazine_Subscriptions Movies_and_TV
 Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies Software Sports_and_Outdoors Subscription_Boxes
 Tools_and_Home_Improvement Toys_and_Games Video_Games Unknown""".split()
 
-# %% ../nbs/01b_amazon.ipynb #c73
+def _why(e):
+    "The first line of an exception, or what it is called"
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+
+def _no_bars():
+    "No progress bars from the Hub"
+    from huggingface_hub.utils import disable_progress_bars
+    disable_progress_bars()
+
+# %% ../nbs/01b_amazon.ipynb #c69
 def category_of(
     name, # Such as 'video games' or 'Video_Games'
 ): # As the files are named
@@ -273,12 +282,12 @@ def category_of(
     near = get_close_matches(plain(name), known, 3, .5)
     raise InputError(f"no category {name!r}; " + (f"did you mean {', '.join(known[k] for k in near)}?" if near else f"there are {', '.join(CATEGORIES)}"))
 
-# %% ../nbs/01b_amazon.ipynb #c76
+# %% ../nbs/01b_amazon.ipynb #c72
 REPO = 'McAuley-Lab/Amazon-Reviews-2023'
 MIRROR = 'https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023'
 FILES = {'items': 'raw/meta_categories/meta_{}.jsonl', 'reviews': 'raw/review_categories/{}.jsonl', '5core': 'benchmark/5core/timestamp_w_his/{}.train.csv'}
 
-# %% ../nbs/01b_amazon.ipynb #c78
+# %% ../nbs/01b_amazon.ipynb #c74
 def fetch(
     category, # One of CATEGORIES
     what, # 'items', 'reviews' or '5core'
@@ -296,24 +305,27 @@ def fetch(
     if constants.HF_HUB_OFFLINE if offline is None else offline: raise InputError(f"{Path(name).name} is not in {folder}, and the network is switched off; {hand}")
     return _download(name, folder, hand)
 
-# %% ../nbs/01b_amazon.ipynb #c81
+# %% ../nbs/01b_amazon.ipynb #c77
 def _download(name, folder, hand):
-    "Into a folder aside, checked, then moved to its place"
-    from huggingface_hub import get_hf_file_metadata,hf_hub_download,hf_hub_url
+    "Into a part aside, checked, then moved to its place"
+    from huggingface_hub import get_hf_file_metadata,hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.file_download import http_get
     if _state['quiet']: _no_bars()
     say(f'{name}: downloading from the Hugging Face Hub')
     try:
-        want = get_hf_file_metadata(hf_hub_url(REPO, name, repo_type='dataset'), retry_on_errors=False).etag
-        got = Path(hf_hub_download(REPO, name, repo_type='dataset', local_dir=folder/'.download'))
+        about = get_hf_file_metadata(hf_hub_url(REPO, name, repo_type='dataset'))
+        part = folder/'.download'/f'{Path(name).name}.{about.etag[:16]}'
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open('ab') as f: http_get(about.location, f, resume_size=f.tell(), expected_size=about.size)
     except RemoteEntryNotFoundError: raise InputError(f'{REPO} has no file {name}; choose another category or other histories') from None
     except Exception as e: raise InputError(f'{Path(name).name} cannot be downloaded ({_why(e)}); try again, or {hand}') from None
-    _right(got, want)
+    _right(part, about.etag)
     (folder/name).parent.mkdir(parents=True, exist_ok=True)
-    move(got, folder/name)
+    move(part, folder/name)
     return folder/name
 
-# %% ../nbs/01b_amazon.ipynb #c82
+# %% ../nbs/01b_amazon.ipynb #c78
 def _right(
     path, # The downloaded file; deleted if it is wrong
     want, # SHA-256 as the Hub announces it; another kind of tag cannot be checked
@@ -325,17 +337,7 @@ def _right(
     remove(path)
     raise InputError(f'{path.name}: the content is not what the Hub announced (SHA-256 {got[:8]}..., wanted {want[:8]}...); the file is deleted, download it again')
 
-# %% ../nbs/01b_amazon.ipynb #c83
-def _why(e):
-    "The first line of an exception, or what it is called"
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
-
-def _no_bars():
-    "No progress bars from the Hub"
-    from huggingface_hub.utils import disable_progress_bars
-    disable_progress_bars()
-
-# %% ../nbs/01b_amazon.ipynb #c87
+# %% ../nbs/01b_amazon.ipynb #c81
 def amazon(
     category, # Such as 'Video_Games' or 'baby products'
     histories='5core', # '5core', the benchmark's, or 'reviews', all of them
@@ -351,15 +353,13 @@ def amazon(
     _settings(histories, min_title=min_title, min_description=min_description, min_reviews=min_reviews, min_history=min_history, last=last)
     category, dropped = category_of(category), {}
     paths = [fetch(category, what, folder, offline) for what in ('items', histories)]
-    items = enough_text(read_items(paths[0], dropped), dropped, min_title, min_description)
+    items = _something(paths[0], enough_text(read_items(paths[0], dropped), dropped, min_title, min_description), 'items', dropped)
     x = in_order(read_reviews(paths[1], dropped), dropped) if histories == 'reviews' else read_5core(paths[1], dropped)
     users = x['user_id'].n_unique()
     x, items = bought(x, items, dropped, min_reviews)
-    x = gather(x, users, dropped, min_history, last)
-    _something(paths, items, x, dropped)
-    return items, x, dropped
+    return items, _something(paths[1], gather(x, users, dropped, min_history, last), 'histories', dropped), dropped
 
-# %% ../nbs/01b_amazon.ipynb #c88
+# %% ../nbs/01b_amazon.ipynb #c82
 def _settings(histories, **numbers):
     "Known histories and whole numbers"
     if histories not in FILES or histories == 'items': raise InputError(f"histories={histories!r}; wanted '5core' or 'reviews'")
@@ -368,13 +368,13 @@ def _settings(histories, **numbers):
         if n is None and k == 'last': continue
         if not isinstance(n, int) or isinstance(n, bool) or n < least: raise InputError(f'{k}={n!r}; wanted a whole number, {least} or more')
 
-def _something(paths, items, histories, dropped):
-    "Both tables have rows"
+def _something(path, x, what, dropped):
+    "A table with rows in it"
+    if len(x): return x
     most = max(dropped, key=dropped.get) if dropped else 'the file is empty'
-    for path, x, what in zip(paths, (items, histories), ('items', 'histories')):
-        if not len(x): raise InputError(f"{path}: no {what} left; most were lost to '{most}' ({dropped.get(most, 0):,}); check the file or lower the setting")
+    raise InputError(f"{path}: no {what} left; most were lost to '{most}' ({dropped.get(most, 0):,}); check the file or lower the setting")
 
-# %% ../nbs/01b_amazon.ipynb #c91
+# %% ../nbs/01b_amazon.ipynb #c85
 _WORDS = """great game love this the controller works well my son plays it every day a bit too hard for him but fun graphics are nice would buy again
 arrived late box was open story long short battle racing puzzle world island dragon star night city hero legend quest shadow light speed war
 zone storm gold silver dark final super mega ultra mini party sports league soccer tennis golf farm sim train flight""".split()
@@ -394,7 +394,7 @@ def _codes(rng, n, k, start):
     rest = rng.integers(0, 36, (n, k - 5))
     return start + pl.Series(alphabet[np.concatenate([rest, first], 1)].view(f'S{k}').ravel()).cast(pl.String)
 
-# %% ../nbs/01b_amazon.ipynb #c92
+# %% ../nbs/01b_amazon.ipynb #c86
 def _draw_purchases(rng, items, n):
     "Who bought what and when; a hundredth of the items have no metadata"
     import numpy as np
@@ -408,7 +408,6 @@ def _draw_purchases(rng, items, n):
                           timestamp=rng.integers(1_000_000_000_000, 1_690_000_000_000, n)))
     return x[rng.permutation(n)]
 
-# %% ../nbs/01b_amazon.ipynb #c93
 def _draw_items(rng, ids):
     "Item lines before damage"
     import numpy as np
@@ -425,7 +424,7 @@ def _draw_items(rng, ids):
                 videos=pl.lit([], dtype=pl.List(pl.String)), store=pick(titles).str.head(12), categories=pl.concat_list(pl.lit('Video Games'), platform, pl.lit('Games')), details=details, parent_asin=ids, bought_together=pl.lit(None, pl.String))
     return pl.select(**cols)
 
-# %% ../nbs/01b_amazon.ipynb #c94
+# %% ../nbs/01b_amazon.ipynb #c87
 def _json(x):
     "One JSON text a row"
     return x.select(line=pl.struct(pl.all()).struct.json_encode())['line']
@@ -446,7 +445,7 @@ def _write(path, line, head=b'', mode='wb'):
         f.write(head)
         f.write(('\n'.join(line.to_list()) + '\n').encode().replace('\ue000'.encode(), b'\xff'))
 
-# %% ../nbs/01b_amazon.ipynb #c96
+# %% ../nbs/01b_amazon.ipynb #c89
 _line = pl.col('line')
 _put = lambda field, value: _line.str.replace(f'"{field}":("[^"]*"|[^,}}]*)', f'"{field}":{value}')
 _BOTH = lambda what: [(f'broken lines among the {what}', _line.str.head(40)), (f'broken lines among the {what}', pl.lit('<html>502 Bad Gateway</html>')),
@@ -455,13 +454,13 @@ _BOTH = lambda what: [(f'broken lines among the {what}', _line.str.head(40)), (f
 _BAD_ITEMS = [*_BOTH('items'), ('items without an id', _put('parent_asin', 'null')), *[('prices that are no number, emptied', _put('price', f'"{p}"')) for p in ('None', 'from 4.99', '—')],
               (None, _line.str.replace(r'"features":\[[^\]]*\]', '"features":null')), (None, _line.str.replace(r'"description":\[[^\]]*\]', '"description":"One bare string"'))]
 
-# %% ../nbs/01b_amazon.ipynb #c97
+# %% ../nbs/01b_amazon.ipynb #c90
 _BAD_REVIEWS = [*_BOTH('reviews'), ('broken lines among the reviews', _put('user_id', '"A\x00B"')), ('reviews without a user or an item', _put('user_id', '"A\ue000"')),
                 ('reviews without a user or an item', _put('parent_asin', '""')), ('reviews without a time', _put('timestamp', '"yesterday"')), ('reviews whose rating is no number of stars', _put('rating', '"five"'))]
 _BAD_ROWS = [('broken lines among the 5-core rows', _line.str.replace(',[^,]*$', '')), ('empty lines among the 5-core rows', pl.lit('')), ('5-core rows without a user or an item', _line.str.replace('^[^,]*', '')),
              ('5-core rows without a time', _line.str.replace(r',\d{12,13},', ',yesterday,')), ('5-core rows whose rating is no number of stars', _line.str.replace(r',\d\.0,', ',five,'))]
 
-# %% ../nbs/01b_amazon.ipynb #c98
+# %% ../nbs/01b_amazon.ipynb #c91
 def _merge(total, part):
     "Add counts"
     for why, n in part.items(): _note(total, why, total.pop(why, 0) + n)
@@ -488,7 +487,6 @@ def _write_reviews(path, rng, x, rate, step=200_000):
         _merge(truth, some)
     return truth
 
-# %% ../nbs/01b_amazon.ipynb #c99
 def _core(x, k=5):
     "Purchases of users and items that have `k` each"
     x = x.sort('user_id', 'timestamp', 'parent_asin').unique(['user_id', 'parent_asin'], keep='first', maintain_order=True)
@@ -507,7 +505,7 @@ def _write_5core(path, rng, x, rate):
     _write(path, line, head=(','.join(_CORE) + '\n').encode())
     return truth
 
-# %% ../nbs/01b_amazon.ipynb #c100
+# %% ../nbs/01b_amazon.ipynb #c92
 def write_like_amazon(
     folder, # Where the three files go
     category='Video_Games', # Names the files
