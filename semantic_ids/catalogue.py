@@ -577,6 +577,8 @@ def _amazon(source, **kw):
     if not (category := source.partition(':')[2].strip()): raise InputError(f"{source} names no category; wanted one such as 'amazon:Video_Games'")
     from semantic_ids.amazon import amazon
     items, histories, dropped = amazon(category)
+    if unknown := histories['timestamps'].explode().null_count():
+        histories, dropped = histories.drop('timestamps'), dropped | {'purchases without a time, so that no times are kept': unknown}
     return from_frames(items, histories, name=category, source=source, licence='Amazon Reviews 2023, research use; no licence stated', dropped=dropped, **kw)
 
 def _pair(pair, **kw):

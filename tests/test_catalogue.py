@@ -474,3 +474,22 @@ def test_real_values_are_typed_and_mapped(data_folder):
     games = load(data_folder/'video_games', top=2000)
     assert len(games) == 2000 and games.histories['item_ids'].list.len().min() >= 5
     assert load(data_folder/'video_games_2023').dropped == {'missing titles filled from attributes': 58389}
+
+
+# Amazon Reviews 2023 by name, from files of its shape in the cache
+
+def test_a_category_by_name(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    from semantic_ids.amazon import write_like_amazon
+    monkeypatch.setattr(constants, 'HF_HOME', str(tmp_path))
+    write_like_amazon(tmp_path/'amazon-reviews-2023', 'Baby_Products', 2000, 40_000)
+    cat = load('amazon:Baby_Products', top=50)
+    assert len(cat) == 50 and cat.source == 'amazon:Baby_Products' and cat.items['item_id'].is_sorted()
+    assert any('broken' in why or 'empty' in why for why in cat.dropped)
+
+def test_a_category_without_its_files_and_without_a_network(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HOME', str(tmp_path))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(InputError, match='switched off'): load('amazon:Video_Games')
+    with pytest.raises(InputError, match='Video_Games'): load('amazon:Video_Game')
