@@ -151,13 +151,13 @@ def figure(self:IDReport):
     for l, c in enumerate(self.counts, 1): a.step(range(1, len(c) + 1), c, where='mid', label=f'level {l}', lw=1)
     a.set(xlabel='codes, most used first', ylabel='items'); a.legend(fontsize=7)
     size, times = np.unique(self.groups, return_counts=True)
-    b.bar(size, size * times)
-    b.set(xlabel='items that share all codes', ylabel='items')
+    b.bar(size, size * times, width=max(.8, size.max() / 50))
+    b.set(xlabel='items that share all codes', ylabel='items', xlim=(0, size.max() + 1))
     b.xaxis.get_major_locator().set_params(integer=True)
     plt.close(fig)
     return fig
 
-# %% ../nbs/07b_reports.ipynb #c47
+# %% ../nbs/07b_reports.ipynb #c48
 _ROW = re.compile(r'<\|sid_start\|>((?:<\|sid_[0-9]{1,9}\|>)+)<\|sid_end\|>')
 
 def _row_codes(text, levels, k):
@@ -169,7 +169,7 @@ def _row_codes(text, levels, k):
     bad = [l for l, c in enumerate(codes) if not 0 <= c < k]
     return f'has token {tokens[bad[0]]} at place {bad[0] + 1}, wanted {bad[0] * k} to {bad[0] * k + k - 1}' if bad else codes
 
-# %% ../nbs/07b_reports.ipynb #c48
+# %% ../nbs/07b_reports.ipynb #c49
 def _read(source):
     import polars as pl
     if hasattr(source, 'columns'): return source, 'mapping'
@@ -191,7 +191,7 @@ def read_mapping(
     if len(set(names)) < len(names): raise InputError(f"{name}: {len(names) - len(set(names))} repeated parent_asin; every item needs one row")
     return SemanticIDs([str(a) for a in names], np.array(rows, np.int64), codebook_size)
 
-# %% ../nbs/07b_reports.ipynb #c65
+# %% ../nbs/07b_reports.ipynb #c68
 def last_distances(
     x, # Vectors (n, d)
     mean, # (d,)
@@ -203,7 +203,7 @@ def last_distances(
     r = x - mean - sum((b[c] for b, c in zip(books[:-1], np.asarray(codes).T)), np.zeros_like(mean))
     return np.maximum((r ** 2).sum(1, keepdims=True) - 2 * r @ books[-1].T + (books[-1] ** 2).sum(1), 0)
 
-# %% ../nbs/07b_reports.ipynb #c68
+# %% ../nbs/07b_reports.ipynb #c71
 def _greedy(d, last, free):
     "Items in order of distance to their code; the first keeps it"
     out, left, free = last.copy(), [], set(free)
@@ -224,7 +224,7 @@ def _optimal(d, last, free):
     out[rows] = free[cols]
     return out, sorted(set(range(len(last))) - set(rows.tolist()))
 
-# %% ../nbs/07b_reports.ipynb #c73
+# %% ../nbs/07b_reports.ipynb #c76
 @dataclass
 class Reassigned:
     "Codes after the collisions were taken apart"
@@ -239,7 +239,7 @@ def _check_distances(codes, d):
     if not np.isfinite(d).all(): raise InputError('distances: some are not finite numbers; check the vectors')
     return d
 
-# %% ../nbs/07b_reports.ipynb #c74
+# %% ../nbs/07b_reports.ipynb #c77
 def reassign(
     codes, # Learned codes (n, levels)
     distances, # Of each item to each last codeword (n, k)
