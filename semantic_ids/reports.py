@@ -57,9 +57,10 @@ def _codes_of(codes, size):
     try: codes = np.asarray(codes)
     except ValueError: raise InputError('codes: rows of different lengths; give every item as many codes') from None
     if codes.ndim != 2 or not codes.size: raise InputError(f'codes: shape {codes.shape}, wanted (items, levels) with at least one of each')
-    if codes.dtype.kind == 'f' and np.isfinite(codes).all() and (codes == codes.round()).all(): codes = codes.astype(np.int64)
+    if codes.dtype.kind == 'f' and (np.abs(codes) < 2**31).all() and (codes == codes.round()).all(): codes = codes.astype(np.int64)
     if codes.dtype.kind not in 'iu': raise InputError(f'codes: type {codes.dtype} with values that are not whole numbers; fill or drop rows without a code')
     size = size or int(codes.max()) + 1
+    if size > 2**20: raise InputError(f'codes: {size:,} codes per level; is this a column of item numbers or of tokens? Give codes from 0 on')
     return _check_codes(codes, range(len(codes)), size), size, None
 
 # %% ../nbs/07b_reports.ipynb #c23
@@ -112,6 +113,15 @@ def _vectors_pair(x, x_hat, n):
     if not (np.isfinite(x).all() and np.isfinite(x_hat).all()): raise InputError('vectors: some are not finite numbers; make them again')
     return (neighbour_overlap(x, x_hat) if n > 1 else 1.), float((unit(x) * unit(x_hat)).sum(1).mean())
 
+def _purities(codes, items):
+    "Purity of platform and genre by prefix, where known"
+    import polars as pl
+    if items is None: return []
+    if len(items) != len(codes): raise InputError(f'items: {len(items)} rows for {len(codes)} rows of codes; give one row per item')
+    found = {c: purity(codes, items[c].to_list()) for c in ('platform', 'genres') if c in items.columns}
+    return [pl.Series(f'purity_{c}', p) for c, p in found.items() if p]
+
+# %% ../nbs/07b_reports.ipynb #c29
 def report(
     codes, # SemanticIDs, array (n, levels), or frame
     codebook_size=None, # Codes per level; default that of the table, else the largest code + 1
@@ -124,16 +134,15 @@ def report(
     codes, k, unique = _codes_of(codes, codebook_size)
     n, rows = len(codes), [level_row(codes, l, k) for l in range(codes.shape[1])]
     overlap, cosine = _vectors_pair(x, x_hat, n)
-    frame = pl.DataFrame(rows)
-    for c in ('platform', 'genres') if items is not None else ():
-        if c in items.columns and (p := purity(codes, items[c].to_list())): frame = frame.with_columns(pl.Series(f'purity_{c}', p))
+    frame = pl.DataFrame(rows).with_columns(_purities(codes, items))
     counts = [-np.sort(-np.bincount(c, minlength=k)) for c in codes.T]
     lines = warnings_of(rows, n, k, overlap)
     if unique is not None and (twice := n - len(buckets(np.column_stack([codes, unique]))[1])): lines.append(f'{twice} IDs are not unique even with the uniqueness code')
     words = words_of(rows, n, k, None if unique is None else len(set(unique.tolist())), overlap, cosine)
+    if codebook_size is None and unique is None: words += ' The size was taken from the largest code; dead codes above it do not show.'
     return IDReport(frame, words, lines, counts, -np.sort(-buckets(codes)[1]), overlap, cosine)
 
-# %% ../nbs/07b_reports.ipynb #c29
+# %% ../nbs/07b_reports.ipynb #c30
 @patch
 def _repr_markdown_(self:IDReport):
     cols = ('level', 'used', 'dead', 'perplexity', 'entropy', 'gini', 'unique_share', 'in_collision', 'largest_bucket')
@@ -142,7 +151,7 @@ def _repr_markdown_(self:IDReport):
     warn = '\n'.join(f'- Warning: {w}' for w in self.warnings) or '- No warnings'
     return '\n'.join([self.words, '', warn, '', '| ' + ' | '.join(c.replace('_', ' ') for c in cols) + ' |', '|---' * len(cols) + '|', *rows])
 
-# %% ../nbs/07b_reports.ipynb #c30
+# %% ../nbs/07b_reports.ipynb #c31
 @patch
 def figure(self:IDReport):
     "Items per code, sorted, and sizes of the groups that share all codes"
@@ -157,7 +166,7 @@ def figure(self:IDReport):
     plt.close(fig)
     return fig
 
-# %% ../nbs/07b_reports.ipynb #c48
+# %% ../nbs/07b_reports.ipynb #c47
 _ROW = re.compile(r'<\|sid_start\|>((?:<\|sid_[0-9]{1,9}\|>)+)<\|sid_end\|>')
 
 def _row_codes(text, levels, k):
@@ -169,7 +178,7 @@ def _row_codes(text, levels, k):
     bad = [l for l, c in enumerate(codes) if not 0 <= c < k]
     return f'has token {tokens[bad[0]]} at place {bad[0] + 1}, wanted {bad[0] * k} to {bad[0] * k + k - 1}' if bad else codes
 
-# %% ../nbs/07b_reports.ipynb #c49
+# %% ../nbs/07b_reports.ipynb #c48
 def _read(source):
     import polars as pl
     if hasattr(source, 'columns'): return source, 'mapping'
@@ -191,7 +200,7 @@ def read_mapping(
     if len(set(names)) < len(names): raise InputError(f"{name}: {len(names) - len(set(names))} repeated parent_asin; every item needs one row")
     return SemanticIDs([str(a) for a in names], np.array(rows, np.int64), codebook_size)
 
-# %% ../nbs/07b_reports.ipynb #c68
+# %% ../nbs/07b_reports.ipynb #c66
 def last_distances(
     x, # Vectors (n, d)
     mean, # (d,)
@@ -203,7 +212,7 @@ def last_distances(
     r = x - mean - sum((b[c] for b, c in zip(books[:-1], np.asarray(codes).T)), np.zeros_like(mean))
     return np.maximum((r ** 2).sum(1, keepdims=True) - 2 * r @ books[-1].T + (books[-1] ** 2).sum(1), 0)
 
-# %% ../nbs/07b_reports.ipynb #c71
+# %% ../nbs/07b_reports.ipynb #c69
 def _greedy(d, last, free):
     "Items in order of distance to their code; the first keeps it"
     out, left, free = last.copy(), [], set(free)
@@ -224,7 +233,7 @@ def _optimal(d, last, free):
     out[rows] = free[cols]
     return out, sorted(set(range(len(last))) - set(rows.tolist()))
 
-# %% ../nbs/07b_reports.ipynb #c76
+# %% ../nbs/07b_reports.ipynb #c74
 @dataclass
 class Reassigned:
     "Codes after the collisions were taken apart"
@@ -239,7 +248,15 @@ def _check_distances(codes, d):
     if not np.isfinite(d).all(): raise InputError('distances: some are not finite numbers; check the vectors')
     return d
 
-# %% ../nbs/07b_reports.ipynb #c77
+def _checked(codes, distances, item_ids):
+    "Codes, distances and names that fit each other"
+    names = [f'{i:09d}' for i in range(len(codes))] if item_ids is None else [str(i) for i in item_ids]
+    codes, d = np.asarray(codes), _check_distances(codes, distances)
+    codes = _check_codes(codes, names, 2**31)
+    if codes[:, -1].max() >= d.shape[1]: raise InputError(f'codes: last code {codes[:, -1].max()}, but distances has {d.shape[1]} columns; give one per code')
+    return codes, d, names
+
+# %% ../nbs/07b_reports.ipynb #c75
 def reassign(
     codes, # Learned codes (n, levels)
     distances, # Of each item to each last codeword (n, k)
@@ -248,10 +265,7 @@ def reassign(
 ): # Reassigned
     "Give colliding items the next-best last code; all other codes stay"
     if how not in ('greedy', 'optimal'): raise InputError(f"how='{how}'; wanted 'greedy' or 'optimal'")
-    raw, names = np.asarray(codes), [f'{i:09d}' for i in range(len(codes))] if item_ids is None else [str(i) for i in item_ids]
-    d = _check_distances(raw, distances)
-    codes = _check_codes(raw, names, d.shape[1] if raw.ndim != 2 or raw.shape[1] == 1 else max(d.shape[1], int(raw[:, :-1].max(initial=0)) + 1))
-    if codes[:, -1].max() >= d.shape[1]: raise InputError(f'codes: last code {codes[:, -1].max()}, but distances has {d.shape[1]} columns')
+    codes, d, names = _checked(codes, distances, item_ids)
     out, stuck, (of, sizes) = codes.copy(), [], buckets(codes)
     shared, group = sizes[of] > 1, buckets(codes[:, :-1])[0] if codes.shape[1] > 1 else np.zeros(len(codes), int)
     order = np.lexsort((np.array(names), group))

@@ -35,6 +35,12 @@ def test_one_item_one_level_and_all_equal():
 def test_what_is_no_table_of_codes_is_refused(codes):
     with pytest.raises(InputError): report(codes, 8)
 
+def test_without_a_size_the_report_says_so_and_refuses_numbers_that_are_no_codes():
+    assert 'dead codes above it do not show' in report(np.array([[3], [1]])).words
+    for big in (np.array([[2**40]]), np.array([[1e300]]), np.array([[2**63]], np.uint64)):
+        with pytest.raises(InputError): report(big)
+    with pytest.raises(InputError): report(np.array([[3], [1]]), 4, items=pl.DataFrame(dict(platform=['PC'])))
+
 def test_foreign_frames_and_id_tables_agree():
     codes = np.random.default_rng(0).integers(0, 8, (40, 3))
     a, b, c = report(codes, 8), report(pl.DataFrame(dict(codes=codes.tolist())), 8), report(pl.DataFrame(codes, schema=['a', 'b', 'c']), 8)
@@ -85,7 +91,7 @@ def test_nearest_item_keeps_its_code():
     assert tie.codes.tolist() == [[1], [0]]
 
 @pytest.mark.parametrize('codes,d,kw', [(np.zeros((2, 1), int), np.zeros((3, 2)), {}), (np.zeros((2, 1), int), np.full((2, 2), np.nan), {}), (np.full((2, 1), 5), np.zeros((2, 2)), {}),
-                                        (np.full((2, 2), 5), np.zeros((2, 2)), {}), (np.zeros((2, 1), int), np.zeros((2, 2)), dict(how='sinkhorn')), (np.zeros((2, 1)), np.zeros((2, 2)), {}), (np.zeros((2, 1), int), np.zeros((2, 2)), dict(item_ids=['a', 'a']))])
+                                        (np.array([[0, 5], [0, 1]]), np.zeros((2, 2)), {}), (np.full((2, 1), -1), np.zeros((2, 2)), {}), (np.zeros((2, 1), int), np.zeros((2, 2)), dict(how='sinkhorn')), (np.zeros((2, 1)), np.zeros((2, 2)), {}), (np.zeros((2, 1), int), np.zeros((2, 2)), dict(item_ids=['a', 'a']))])
 def test_reassign_refuses(codes, d, kw):
     with pytest.raises(InputError): reassign(codes, d, **kw)
 
