@@ -43,7 +43,7 @@ def level_row(
     return dict(level=l + 1, used=used, dead=k - used, usage=used / k, perplexity=2 ** h, entropy=h, gini=gini(counts), largest_code=int(counts.max()) / n,
                 unique_share=len(sizes) / n, in_collision=float((sizes[of] > 1).mean()), largest_bucket=int(sizes.max()))
 
-# %% ../nbs/07b_reports.ipynb #c21
+# %% ../nbs/07b_reports.ipynb #c20
 def _frame_codes(x, size):
     "Codes of a foreign frame: a mapping, a list column `codes`, or columns of whole numbers"
     if 'semantic_id' in x.columns and 'parent_asin' in x.columns: return read_mapping(x, codebook_size=size or 256)
@@ -63,7 +63,7 @@ def _codes_of(codes, size):
     if size > 2**20: raise InputError(f'codes: {size:,} codes per level; is this a column of item numbers or of tokens? Give codes from 0 on')
     return _check_codes(codes, range(len(codes)), size), size, None
 
-# %% ../nbs/07b_reports.ipynb #c23
+# %% ../nbs/07b_reports.ipynb #c22
 LIMITS = dict(usage=.5, largest_code=.2, in_collision=.1, overlap=.2)
 _NTH = ('first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth')
 def _nth(l): return _NTH[l - 1] if l <= len(_NTH) else f'{l}th'
@@ -79,7 +79,7 @@ def warnings_of(rows, n, k, overlap=None): # Lines
     if overlap is not None and overlap <= LIMITS['overlap']: out.append(f'the decoded vectors keep {_pct(overlap)} of the nearest neighbours')
     return out
 
-# %% ../nbs/07b_reports.ipynb #c26
+# %% ../nbs/07b_reports.ipynb #c25
 def words_of(rows, n, k, unique=None, overlap=None, cosine=None): # One paragraph
     "The report in plain words"
     last, worst = rows[-1], min(rows, key=lambda r: r['perplexity'])
@@ -90,7 +90,7 @@ def words_of(rows, n, k, unique=None, overlap=None, cosine=None): # One paragrap
     if overlap is not None: out.append(f'The decoded vectors keep {_pct(overlap)} of the five nearest neighbours, at a cosine of {cosine:.2f} to the originals.')
     return ' '.join(out)
 
-# %% ../nbs/07b_reports.ipynb #c27
+# %% ../nbs/07b_reports.ipynb #c26
 @dataclass(repr=False)
 class IDReport:
     "What is good and bad about an ID table"
@@ -104,7 +104,7 @@ class IDReport:
 
     def __repr__(self): return '\n'.join([self.words, *(f'- {w}' for w in self.warnings)])
 
-# %% ../nbs/07b_reports.ipynb #c28
+# %% ../nbs/07b_reports.ipynb #c27
 def _vectors_pair(x, x_hat, n):
     "Overlap and cosine, if there are vectors"
     if x is None or x_hat is None: return None, None
@@ -121,7 +121,7 @@ def _purities(codes, items):
     found = {c: purity(codes, items[c].to_list()) for c in ('platform', 'genres') if c in items.columns}
     return [pl.Series(f'purity_{c}', p) for c, p in found.items() if p]
 
-# %% ../nbs/07b_reports.ipynb #c29
+# %% ../nbs/07b_reports.ipynb #c28
 def report(
     codes, # SemanticIDs, array (n, levels), or frame
     codebook_size=None, # Codes per level; default that of the table, else the largest code + 1
@@ -142,7 +142,7 @@ def report(
     if codebook_size is None and unique is None: words += ' The size was taken from the largest code; dead codes above it do not show.'
     return IDReport(frame, words, lines, counts, -np.sort(-buckets(codes)[1]), overlap, cosine)
 
-# %% ../nbs/07b_reports.ipynb #c30
+# %% ../nbs/07b_reports.ipynb #c29
 @patch
 def _repr_markdown_(self:IDReport):
     cols = ('level', 'used', 'dead', 'perplexity', 'entropy', 'gini', 'unique_share', 'in_collision', 'largest_bucket')
@@ -151,7 +151,7 @@ def _repr_markdown_(self:IDReport):
     warn = '\n'.join(f'- Warning: {w}' for w in self.warnings) or '- No warnings'
     return '\n'.join([self.words, '', warn, '', '| ' + ' | '.join(c.replace('_', ' ') for c in cols) + ' |', '|---' * len(cols) + '|', *rows])
 
-# %% ../nbs/07b_reports.ipynb #c31
+# %% ../nbs/07b_reports.ipynb #c30
 @patch
 def figure(self:IDReport):
     "Items per code, sorted, and sizes of the groups that share all codes"
@@ -166,7 +166,7 @@ def figure(self:IDReport):
     plt.close(fig)
     return fig
 
-# %% ../nbs/07b_reports.ipynb #c47
+# %% ../nbs/07b_reports.ipynb #c45
 _ROW = re.compile(r'<\|sid_start\|>((?:<\|sid_[0-9]{1,9}\|>)+)<\|sid_end\|>')
 
 def _row_codes(text, levels, k):
@@ -178,7 +178,7 @@ def _row_codes(text, levels, k):
     bad = [l for l, c in enumerate(codes) if not 0 <= c < k]
     return f'has token {tokens[bad[0]]} at place {bad[0] + 1}, wanted {bad[0] * k} to {bad[0] * k + k - 1}' if bad else codes
 
-# %% ../nbs/07b_reports.ipynb #c48
+# %% ../nbs/07b_reports.ipynb #c46
 def _read(source):
     import polars as pl
     if hasattr(source, 'columns'): return source, 'mapping'
@@ -200,7 +200,7 @@ def read_mapping(
     if len(set(names)) < len(names): raise InputError(f"{name}: {len(names) - len(set(names))} repeated parent_asin; every item needs one row")
     return SemanticIDs([str(a) for a in names], np.array(rows, np.int64), codebook_size)
 
-# %% ../nbs/07b_reports.ipynb #c66
+# %% ../nbs/07b_reports.ipynb #c64
 def last_distances(
     x, # Vectors (n, d)
     mean, # (d,)
@@ -212,7 +212,7 @@ def last_distances(
     r = x - mean - sum((b[c] for b, c in zip(books[:-1], np.asarray(codes).T)), np.zeros_like(mean))
     return np.maximum((r ** 2).sum(1, keepdims=True) - 2 * r @ books[-1].T + (books[-1] ** 2).sum(1), 0)
 
-# %% ../nbs/07b_reports.ipynb #c69
+# %% ../nbs/07b_reports.ipynb #c67
 def _greedy(d, last, free):
     "Items in order of distance to their code; the first keeps it"
     out, left, free = last.copy(), [], set(free)
@@ -233,7 +233,7 @@ def _optimal(d, last, free):
     out[rows] = free[cols]
     return out, sorted(set(range(len(last))) - set(rows.tolist()))
 
-# %% ../nbs/07b_reports.ipynb #c74
+# %% ../nbs/07b_reports.ipynb #c71
 @dataclass
 class Reassigned:
     "Codes after the collisions were taken apart"
@@ -256,7 +256,7 @@ def _checked(codes, distances, item_ids):
     if codes[:, -1].max() >= d.shape[1]: raise InputError(f'codes: last code {codes[:, -1].max()}, but distances has {d.shape[1]} columns; give one per code')
     return codes, d, names
 
-# %% ../nbs/07b_reports.ipynb #c75
+# %% ../nbs/07b_reports.ipynb #c72
 def reassign(
     codes, # Learned codes (n, levels)
     distances, # Of each item to each last codeword (n, k)
