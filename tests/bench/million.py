@@ -62,7 +62,7 @@ def main():
     ids = step('unique', lambda: make_ids(codes, item_ids, 256))
     trie = step('trie', lambda: Trie(ids.codes))
     top = peak()
-    print(f'distinct codes {trie.sizes[-3]:,}, largest bucket {ids.codes[:, -1].max() + 1}')
+    print(f'distinct codes {trie.sizes[-2]:,}, largest bucket {ids.codes[:, -1].max() + 1}')
     del x; gc.collect()
     rows = codes.tolist()
     tree = step('dictionaries', lambda: dictionaries(rows, item_ids))
