@@ -113,7 +113,7 @@ def fit(
     x, # Vectors (n, d)
     seed=42,
 ): # The quantizer
-    "k-means per level on at most 128 vectors per codeword; with many vectors all levels are then fitted together, twice"
+    "k-means per level on at most 128 vectors per codeword; with many vectors all levels are then fitted together, three times"
     x, k = _vectors(x), self.codebook_size
     self.mean, books = x.mean(0), []
     some = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:128 * k]] if len(x) > 128 * k else x
@@ -124,7 +124,7 @@ def fit(
         r = torch.cat([search(c, books[-1:], self.prices[l:l+1])[1] for c in r.split(4096)])
     self.books = torch.stack(books)
     if self.balanced or len(some) < 64 * k: return self
-    for _ in range(2): self.books = refit(some - self.mean, torch.as_tensor(self.encode(some)), k)
+    for _ in range(3): self.books = refit(some - self.mean, torch.as_tensor(self.encode(some)), k)
     return self
 
 # %% ../nbs/06_quantizers.ipynb #c27
