@@ -94,16 +94,16 @@ def balance(
 ): # Codewords (k, d), prices (k,)
     "Sinkhorn's algorithm for the prices, then each codeword to the middle of its items, and again"
     gift = torch.zeros(len(book))
-    for _ in range(rounds):
+    for i in range(rounds + 1):
         d = torch.cdist(r, book).square()
         e = soft * d.min(1).values.mean().clamp(min=1e-9)
         for _ in range(bids):
             chosen = e * torch.logsumexp((gift - d) / e, 1, keepdim=True)
             gift = -e * torch.logsumexp((-d - chosen) / e, 0)
+        if i == rounds: return book, gift.mean() - gift
         code = (d - gift).argmin(1)
         count = torch.bincount(code, minlength=len(book))[:, None]
         book = torch.where(count > 0, torch.zeros_like(book).index_add_(0, code, r) / count.clamp(min=1), book)
-    return book, gift.mean() - gift
 
 # %% ../nbs/06_quantizers.ipynb #c32
 class OPQ(ResidualKMeans):
