@@ -107,12 +107,15 @@ def peer(folder):
 def measure(side, folder):
     "In this process: seconds, peak memory, counts and the hash of what came out"
     from semantic_ids.runs import peak_rss_mb
+    used = lambda: sum(os.times()[:2])
+    before = used()
     seconds, dropped, items, prices, histories = dict(ours=ours, pandas=peer)[side](folder)
+    cpu = used() - before
     peak, h, users, purchases = peak_rss_mb(), hashlib.sha256(), 0, 0
     for user, ids, times, stars in histories:
         told = [None if s is None or s != s else float(s) for s in stars]
         h.update(json.dumps([user, list(ids), [int(t) for t in times], told]).encode()); users += 1; purchases += len(ids)
-    print(json.dumps(dict(seconds=round(seconds, 2), peak_mb=peak, dropped={k: int(n) for k, n in dropped.items() if n}, items=len(items), users=users, purchases=purchases,
+    print(json.dumps(dict(seconds=round(seconds, 2), cpu_seconds=round(cpu, 2), peak_mb=peak, dropped={k: int(n) for k, n in dropped.items() if n}, items=len(items), users=users, purchases=purchases,
                           prices=round(float(prices), 2), items_hash=hashlib.sha256('\n'.join(items).encode()).hexdigest(), histories_hash=h.hexdigest())))
 
 def make(folder, items, reviews):
@@ -156,7 +159,7 @@ def save(row, truth):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--items', type=int, default=137_269); ap.add_argument('--reviews', type=int, default=4_600_000)
-    ap.add_argument('--repeat', type=int, default=2, help='the quicker run of each side counts'); ap.add_argument('--folder'); ap.add_argument('--side', choices=['make', 'ours', 'pandas']); ap.add_argument('--save', action='store_true')
+    ap.add_argument('--repeat', type=int, default=3, help='the quicker run of each side counts'); ap.add_argument('--folder'); ap.add_argument('--side', choices=['make', 'ours', 'pandas']); ap.add_argument('--save', action='store_true')
     a = ap.parse_args()
     if a.side == 'make': return make(a.folder, a.items, a.reviews)
     if a.side: return measure(a.side, a.folder)
@@ -169,8 +172,9 @@ def main():
         load(folder)
         rows = {}
         for side in ('ours', 'pandas'):
-            rows[side] = r = min((child('--side', side, '--folder', folder) for _ in range(a.repeat)), key=lambda r: r['seconds'])
-            print(f"{side:7s}{r['seconds']:8.1f} s  peak {r['peak_mb']:,.0f} MB  {r['items']:,} items, {r['users']:,} users, {r['purchases']:,} purchases", flush=True)
+            runs = [child('--side', side, '--folder', folder) | dict(load=round(os.getloadavg()[0], 1)) for _ in range(a.repeat)]
+            rows[side] = r = min(runs, key=lambda r: r['seconds'])
+            print(f"{side:7s}{r['seconds']:8.1f} s  {r['cpu_seconds']:6.1f} s of CPU  load {r['load']}  peak {r['peak_mb']:,.0f} MB  {r['items']:,} items, {r['users']:,} users, {r['purchases']:,} purchases", flush=True)
         o, p = rows['ours'], rows['pandas']
         for k in ('dropped', 'items', 'users', 'purchases', 'prices', 'items_hash', 'histories_hash'): assert o[k] == p[k], (k, o[k], p[k])
         for what in ('items', 'reviews'): assert {k: n for k, n in o['dropped'].items() if k in truth[what]} == truth[what], what
