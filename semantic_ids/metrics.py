@@ -107,19 +107,11 @@ def popularity(split, n_items):
     c = torch.as_tensor(counts(split, n_items))
     return lambda inputs, users: c.expand(len(inputs), -1)
 
-# %% ../nbs/09_metrics.ipynb #c47
-def _pairs(r):
-    "Items bought one after the other by the same user"
-    same = np.ones(max(len(r.values) - 1, 0), bool)
-    cut = r.offsets[1:-1] - 1
-    same[cut[(cut >= 0) & (cut < len(same))]] = False
-    return r.values[:-1][same], r.values[1:][same]
-
 # %% ../nbs/09_metrics.ipynb #c49
 def last_item(split, n_items):
     "What others bought right after your last item; best sellers break ties"
     from scipy.sparse import csr_matrix
-    a, b = (np.concatenate(p) for p in zip(*map(_pairs, _trained(split))))
+    a, b = (np.concatenate(p) for p in zip(*[r.pairs() for r in _trained(split)]))
     t = csr_matrix((np.ones(len(a), np.float32), (a, b)), (n_items, n_items))
     c = counts(split, n_items)
     prior = c / (c.max() + 1)

@@ -240,7 +240,7 @@ def _save(folder, config, tensors):
     with atomic(folder / 'model.safetensors') as f: f.write_bytes(_bytes({k: v.contiguous() for k, v in tensors.items()}))
     write_json(folder / 'config.json', dict(config=config))
 
-def _load(cls, folder, d_in=False):
+def _load(cls, folder):
     folder = Path(folder); config = read_json(folder / 'config.json').get('config')
     try: return cls(**config), load_file(folder / 'model.safetensors')
     except Exception as e: raise InputError(f'{folder / "model.safetensors"}: not a readable quantizer ({type(e).__name__}); fit it again') from None
