@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'entropy', 'level_row', 'warnings_of', 'words_of', 'IDReport', 'report', 'read_mapping', 'last_distances',
-           'Reassigned', 'reassign']
+           'Reassigned', 'reassign', 'extended_ids']
 
 # %% ../nbs/07b_reports.ipynb #c5
 import re
@@ -24,7 +24,7 @@ def entropy(
     p = counts[counts > 0] / counts.sum()
     return max(0., float(-(p * np.log2(p)).sum()))
 
-# %% ../nbs/07b_reports.ipynb #c17
+# %% ../nbs/07b_reports.ipynb #c16
 def level_row(
     codes, # (n, levels)
     l, # Level, from 0
@@ -36,7 +36,7 @@ def level_row(
     return dict(level=l + 1, used=used, dead=k - used, usage=used / k, perplexity=2 ** h, entropy=h, gini=gini(counts), largest_code=int(counts.max()) / n,
                 unique_share=len(sizes) / n, in_collision=float((sizes[of] > 1).mean()), largest_bucket=int(sizes.max()))
 
-# %% ../nbs/07b_reports.ipynb #c20
+# %% ../nbs/07b_reports.ipynb #c19
 def _frame_codes(x, size):
     "Codes of a foreign frame: a mapping, a list column `codes`, or columns of whole numbers"
     if 'semantic_id' in x.columns and 'parent_asin' in x.columns: return read_mapping(x, codebook_size=size or 256)
@@ -56,7 +56,7 @@ def _codes_of(codes, size):
     if size > 2**20: raise InputError(f'codes: {size:,} codes per level; is this a column of item numbers or of tokens? Give codes from 0 on')
     return _check_codes(codes, range(len(codes)), size), size, None
 
-# %% ../nbs/07b_reports.ipynb #c22
+# %% ../nbs/07b_reports.ipynb #c21
 LIMITS = dict(usage=.5, largest_code=.2, in_collision=.1, overlap=.2)
 _NTH = ('first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth')
 def _nth(l): return _NTH[l - 1] if l <= len(_NTH) else f'{l}th'
@@ -72,7 +72,7 @@ def warnings_of(rows, n, k, overlap=None): # Lines
     if overlap is not None and overlap <= LIMITS['overlap']: out.append(f'the decoded vectors keep {_pct(overlap)} of the nearest neighbours')
     return out
 
-# %% ../nbs/07b_reports.ipynb #c25
+# %% ../nbs/07b_reports.ipynb #c24
 def words_of(rows, n, k, unique=None, overlap=None, cosine=None): # One paragraph
     "The report in plain words"
     last, worst = rows[-1], min(rows, key=lambda r: r['perplexity'])
@@ -83,7 +83,7 @@ def words_of(rows, n, k, unique=None, overlap=None, cosine=None): # One paragrap
     if overlap is not None: out.append(f'The decoded vectors keep {_pct(overlap)} of the five nearest neighbours, at a cosine of {cosine:.2f} to the originals.')
     return ' '.join(out)
 
-# %% ../nbs/07b_reports.ipynb #c26
+# %% ../nbs/07b_reports.ipynb #c25
 @dataclass(repr=False)
 class IDReport:
     "What is good and bad about an ID table"
@@ -97,7 +97,7 @@ class IDReport:
 
     def __repr__(self): return '\n'.join([self.words, *(f'- {w}' for w in self.warnings)])
 
-# %% ../nbs/07b_reports.ipynb #c27
+# %% ../nbs/07b_reports.ipynb #c26
 def _vectors_pair(x, x_hat, n):
     "Overlap and cosine, if there are vectors"
     if x is None or x_hat is None: return None, None
@@ -114,7 +114,7 @@ def _purities(codes, items):
     found = {c: purity(codes, items[c].to_list()) for c in ('platform', 'genres') if c in items.columns}
     return [pl.Series(f'purity_{c}', p) for c, p in found.items() if p]
 
-# %% ../nbs/07b_reports.ipynb #c28
+# %% ../nbs/07b_reports.ipynb #c27
 def report(
     codes, # SemanticIDs, array (n, levels), or frame
     codebook_size=None, # Codes per level; default that of the table, else the largest code + 1
@@ -135,7 +135,7 @@ def report(
     if codebook_size is None and unique is None: words += ' The size was taken from the largest code; dead codes above it do not show.'
     return IDReport(frame, words, lines, counts, -np.sort(-buckets(codes)[1]), overlap, cosine)
 
-# %% ../nbs/07b_reports.ipynb #c29
+# %% ../nbs/07b_reports.ipynb #c28
 @patch
 def _repr_markdown_(self:IDReport):
     cols = ('level', 'used', 'dead', 'perplexity', 'entropy', 'gini', 'unique_share', 'in_collision', 'largest_bucket')
@@ -144,7 +144,7 @@ def _repr_markdown_(self:IDReport):
     warn = '\n'.join(f'- Warning: {w}' for w in self.warnings) or '- No warnings'
     return '\n'.join([self.words, '', warn, '', '| ' + ' | '.join(c.replace('_', ' ') for c in cols) + ' |', '|---' * len(cols) + '|', *rows])
 
-# %% ../nbs/07b_reports.ipynb #c30
+# %% ../nbs/07b_reports.ipynb #c29
 @patch
 def figure(self:IDReport):
     "Items per code, sorted, and sizes of the groups that share all codes"
@@ -159,7 +159,7 @@ def figure(self:IDReport):
     plt.close(fig)
     return fig
 
-# %% ../nbs/07b_reports.ipynb #c45
+# %% ../nbs/07b_reports.ipynb #c44
 _ROW = re.compile(r'<\|sid_start\|>((?:<\|sid_[0-9]{1,9}\|>)+)<\|sid_end\|>')
 
 def _row_codes(text, levels, k):
@@ -171,7 +171,7 @@ def _row_codes(text, levels, k):
     bad = [l for l, c in enumerate(codes) if not 0 <= c < k]
     return f'has token {tokens[bad[0]]} at place {bad[0] + 1}, wanted {bad[0] * k} to {bad[0] * k + k - 1}' if bad else codes
 
-# %% ../nbs/07b_reports.ipynb #c46
+# %% ../nbs/07b_reports.ipynb #c45
 def _read(source):
     import polars as pl
     if hasattr(source, 'columns'): return source, 'mapping'
@@ -193,7 +193,7 @@ def read_mapping(
     if len(set(names)) < len(names): raise InputError(f"{name}: {len(names) - len(set(names))} repeated parent_asin; every item needs one row")
     return SemanticIDs([str(a) for a in names], np.array(rows, np.int64), codebook_size)
 
-# %% ../nbs/07b_reports.ipynb #c64
+# %% ../nbs/07b_reports.ipynb #c63
 def last_distances(
     x, # Vectors (n, d)
     mean, # (d,)
@@ -205,7 +205,7 @@ def last_distances(
     r = x - mean - sum((b[c] for b, c in zip(books[:-1], np.asarray(codes).T)), np.zeros_like(mean))
     return np.maximum((r ** 2).sum(1, keepdims=True) - 2 * r @ books[-1].T + (books[-1] ** 2).sum(1), 0)
 
-# %% ../nbs/07b_reports.ipynb #c67
+# %% ../nbs/07b_reports.ipynb #c66
 def _greedy(d, last, free):
     "Items in order of distance to their code; the first keeps it"
     out, left, free = last.copy(), [], set(free)
@@ -226,7 +226,7 @@ def _optimal(d, last, free):
     out[rows] = free[cols]
     return out, sorted(set(range(len(last))) - set(rows.tolist()))
 
-# %% ../nbs/07b_reports.ipynb #c71
+# %% ../nbs/07b_reports.ipynb #c70
 @dataclass
 class Reassigned:
     "Codes after the collisions were taken apart"
@@ -249,7 +249,7 @@ def _checked(codes, distances, item_ids):
     if codes[:, -1].max() >= d.shape[1]: raise InputError(f'codes: last code {codes[:, -1].max()}, but distances has {d.shape[1]} columns; give one per code')
     return codes, d, names
 
-# %% ../nbs/07b_reports.ipynb #c72
+# %% ../nbs/07b_reports.ipynb #c71
 def reassign(
     codes, # Learned codes (n, levels)
     distances, # Of each item to each last codeword (n, k)
@@ -269,3 +269,21 @@ def reassign(
         out[some, -1] = new; stuck += some[left].tolist()
     i, moved = np.arange(len(codes)), np.flatnonzero(out[:, -1] != codes[:, -1])
     return Reassigned(out, moved, np.array(sorted(stuck), int), float((d[i, out[:, -1]] - d[i, codes[:, -1]]).mean()))
+
+# %% ../nbs/07b_reports.ipynb #c81
+def extended_ids(
+    ids, # SemanticIDs
+    codes, # Learned codes of the new items (m, levels)
+    item_ids, # m new ids
+): # SemanticIDs, sorted by item id
+    "Give new items the next free uniqueness code; old rows do not change"
+    table = dict(zip(ids.item_ids, map(tuple, ids.codes.tolist())))
+    if known := [k for k in item_ids if k in table]: raise InputError(f"item '{known[0]}' has an ID already; new items need new ids")
+    used, k = set(table.values()), ids.codebook_size
+    for name, c in zip(item_ids, _check_codes(codes, item_ids, k).tolist()):
+        free = next((u for u in range(k) if (*c, u) not in used), None)
+        if free is None: raise InputError(f"item '{name}': all {k} uniqueness codes behind {tuple(c)} are taken; train the IDs again with a larger codebook")
+        table[name] = (*c, free)
+        used.add(table[name])
+    order = sorted(table)
+    return SemanticIDs(order, np.array([table[n] for n in order]), k)
