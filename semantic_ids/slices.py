@@ -164,6 +164,7 @@ def popularity_bias(lists,  # (u, k) item rows from `top_items`; -1 is nothing
                    ):       # dict: mean popularity of both, and their ratio
     "Average popularity of what is recommended against what is bought"
     shown, c = np.asarray(lists)[np.asarray(lists) >= 0], np.asarray(c, float)
+    if not len(shown): raise InputError('no list holds an item; there is nothing to compare')
     a, b = float(c[shown].mean()), float(c[np.asarray(bought)].mean())
     if not b > 0: raise InputError('nothing that was bought was bought in training; there is no popularity to compare with')
     return dict(recommended=a, bought=b, ratio=a / b)
