@@ -273,6 +273,7 @@ def test_lengths_by_hand(loo):
 
 def test_group_errors():
     assert S.by_group([1., 2.], dict(none=[False, False]))['none'] == dict(users=0)
+    assert S.by_group([1., 3.], dict(all=[True, True]), 'hit@2')['all']['hit@2'] == .5
     for mask in ([True], [1, 0], [[True, False]]):
         with pytest.raises(InputError, match='booleans'): S.by_group([1., 2.], dict(bad=mask))
     with pytest.raises(InputError, match='no purchase'): S.bands([0, 0])
