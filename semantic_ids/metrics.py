@@ -230,7 +230,7 @@ class Table:
     def _repr_markdown_(self): return '\n'.join(['| ' + ' | '.join([self.name, *self.cols]) + ' |', '|' + '---|' * (len(self.cols) + 1)] +
         ['| ' + ' | '.join([k, *(self._cell(r.get(c)) for c in self.cols)]) + ' |' for k, r in self.rows.items()])
 
-# %% ../nbs/09_metrics.ipynb #c76
+# %% ../nbs/09_metrics.ipynb #c74
 def keep_sampled(scores,    # Tensor (u, n)
                  target,    # (u,)
                  seen,      # Ragged
@@ -243,7 +243,7 @@ def keep_sampled(scores,    # Tensor (u, n)
     top = key.topk(min(negatives + 1, key.shape[1]), 1).indices.to(scores.device)
     return torch.full_like(scores, -torch.inf).scatter_(1, top, scores.gather(1, top))
 
-# %% ../nbs/09_metrics.ipynb #c83
+# %% ../nbs/09_metrics.ipynb #c81
 def sampled1000(score_fn,       # score_fn(inputs: Ragged, users) -> (b, n) scores
                 split,          # Split of protocol 'new_users'
                 negatives=1000, # Random items, without repeats

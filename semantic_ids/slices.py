@@ -75,7 +75,9 @@ def by_group(ranks,         # (u,)
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != r.shape: raise InputError(f'group {name!r}: a mask of shape {mask.shape} and type {mask.dtype}; wanted {len(r)} booleans, one for each rank')
         rows[name] = dict(users=int(mask.sum()))
-        if mask.any(): rows[name] |= summarize(r[mask]) | places(r[mask]) | dict(zip(('low', 'high'), bootstrap(r[mask], stat)))
+        if not mask.any(): continue
+        rows[name] |= summarize(r[mask]) | places(r[mask]) | dict(zip(('low', 'high'), bootstrap(r[mask], stat)))
+        if stat not in rows[name]: rows[name][stat] = float(gain(r[mask], stat).mean())
     return Table(rows, ('users', *dict.fromkeys((stat, 'low', 'high', 'mrr'))), 'group')
 
 # %% ../nbs/09b_slices.ipynb #c32
@@ -101,7 +103,7 @@ def plot_groups(ranks,         # Dict name -> (u,) ranks
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
     for i, (name, r) in enumerate(ranks.items()):
         t = by_group(r, groups, stat)
-        y, low, high = (np.array([t[k][c] for k in groups]) if c != 'value' else np.array([gain(np.asarray(r)[m], stat).mean() for m in groups.values()]) for c in ('value', 'low', 'high'))
+        y, low, high = (np.array([t[k][c] for k in groups]) for c in (stat, 'low', 'high'))
         ax.errorbar(np.arange(len(groups)) + .06 * (i - len(ranks) / 2), y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt='o-', ms=3, lw=1, capsize=2, label=name)
     ax.set_xticks(range(len(groups)), [f'{k}\n({m.sum():,})' for k, m in groups.items()], fontsize=8)
     ax.set(xlabel=xlabel, ylabel=stat); fig.legend(fontsize=7, loc='outside right upper')
@@ -164,6 +166,7 @@ def popularity_bias(lists,  # (u, k) item rows from `top_items`; -1 is nothing
                    ):       # dict: mean popularity of both, and their ratio
     "Average popularity of what is recommended against what is bought"
     shown, c = np.asarray(lists)[np.asarray(lists) >= 0], np.asarray(c, float)
+    if not len(shown): raise InputError('no list holds an item; there is nothing to compare')
     a, b = float(c[shown].mean()), float(c[np.asarray(bought)].mean())
     if not b > 0: raise InputError('nothing that was bought was bought in training; there is no popularity to compare with')
     return dict(recommended=a, bought=b, ratio=a / b)
