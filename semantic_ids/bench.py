@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
-           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench']
+           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
 import subprocess, time
@@ -241,8 +241,37 @@ def bench_cold(
     return write_rows(file, _origin(command, catalogue), todo, _settings(p), merge=averaged)
 
 # %% ../nbs/23_bench.ipynb #c34
+def bench_original(
+    catalogue, # Catalogue; items that nobody bought are left out
+    file, # Results file
+    p, # Preset
+    command='', # What is typed to repeat it
+    seeds=(42,), # One training each
+    negatives=1000, # Random items
+): # What the file holds
+    "Hash IDs against semantic IDs by the original's protocol"
+    from semantic_ids.histories import encode, split
+    from semantic_ids.metrics import item_knn, last_item, popularity, ranks, sampled1000, summarize
+    from semantic_ids.pipeline import accelerator, sasrec_sizes, set_threads
+    from semantic_ids.sasrec import train_sasrec
+    from semantic_ids.showdown import averaged, contestants
+    set_threads(p.threads)
+    bought = catalogue.histories['item_ids'].explode().unique()
+    catalogue = replace(catalogue, items=catalogue.items.filter(catalogue.items['item_id'].is_in(bought.implode())))
+    (x, _, ids), n, cut = world(catalogue, p), len(catalogue), split(encode(catalogue), 'new_users')
+    judged = lambda score: dict(summarize(sampled1000(score, cut, negatives)), protocol=f'sampled{negatives}', **{'full hit@10': summarize(ranks(score, cut))['hit@10']})
+    todo = {m: (lambda f=f, m=m: dict(model=m, **judged(f(cut, n)))) for m, f in dict(popularity=popularity, last_item=last_item, item_knn=item_knn).items()}
+    def measure(name, seed):
+        set_seed(seed)
+        model = contestants(ids(), sasrec_sizes(p))[name]().to(accelerator())
+        log = train_sasrec(model, cut, seed=seed, epochs=p.sasrec_epochs, lr=p.sasrec_lr)
+        return dict(model=name, **judged(model.score), parameters=model.sizes(), seconds_train=round(log['seconds'], 1), seed=seed)
+    todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for s in seeds for m in THRICE}
+    return write_rows(file, _origin(command, catalogue), todo, _settings(p, negatives=negatives), merge=averaged)
+
+# %% ../nbs/23_bench.ipynb #c37
 benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
-               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold)
+               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original)
 
 def bench(
     name, # Such as 'quantizers'
