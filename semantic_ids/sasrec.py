@@ -277,7 +277,7 @@ def train_sasrec(model,             # SASRec, trained in place
 # %% ../nbs/10_sasrec.ipynb #c63
 def _validate(model, split, log, epoch, best, users):
     "Log the validation figures; the best weights so far"
-    row = evaluate(model.score, split, 'valid', users=users)
+    row = evaluate(model.score, split, 'valid', batch=max(1, min(512, 2**25 // model.n_items)), users=users)
     better = best is None or row['ndcg@10'] > max(v['ndcg@10'] for v in log['valid'])
     log['valid'].append({'epoch': epoch, 'hit@10': row['hit@10'], 'ndcg@10': row['ndcg@10']})
     if not better: return best

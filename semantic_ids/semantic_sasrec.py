@@ -55,7 +55,7 @@ def vectors(self:SemanticSASRec, idx=None):
     flat = codes.reshape(-1, codes.shape[-1])
     v = F.embedding_bag(flat, self.code.weight, mode='sum')
     if hidden: v = v + self.widen(F.gelu(F.embedding_bag(flat, self.joint.weight, mode='sum')))
-    v = v.view(*codes.shape[:-1], -1)
+    v = v.view(*codes.shape[:-1], v.shape[-1])
     return v + (self.item.weight if idx is None else self.item(idx)) if hash else v
 
 # %% ../nbs/11_semantic_sasrec.ipynb #c20
