@@ -107,7 +107,7 @@ def paired(self:ARSASRec, h, idx):
 def _children(self:ARSASRec, level, h, said, off, code):
     "Log-probabilities (b, children) of all nodes of the next level, and each one's parent"
     parent, parts = torch.repeat_interleave(off.diff()), []
-    step = max(1, 2**20 // (len(h) * self.form[1]))
+    step = max(1, 2**20 // (max(1, len(h)) * self.form[1]))
     for lo in range(0, len(said), step):
         kids = slice(off[lo], off[min(lo + step, len(said))])
         logp = self.next_code(level, h[:, None], said[lo:lo + step])
