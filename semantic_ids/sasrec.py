@@ -226,6 +226,7 @@ def _restore(file, settings, model, opt, plan):
     plan.load_state_dict(about['plan'])
     return about['log'], parts['best.'] or None
 
+# %% ../nbs/10_sasrec.ipynb #c61
 def _keep(file, settings, log, model, opt, plan, best):
     "Write a checkpoint, whole or not at all: tensors as safetensors, the rest as JSON in its header"
     if not file: return
@@ -236,7 +237,7 @@ def _keep(file, settings, log, model, opt, plan, best):
 
 def _copy(model): return {k: v.clone() for k, v in model.state_dict().items()}
 
-# %% ../nbs/10_sasrec.ipynb #c62
+# %% ../nbs/10_sasrec.ipynb #c63
 def train_sasrec(model,             # SASRec, trained in place
                  split,             # Split
                  epochs=15,         # Times that every purchase is a target
@@ -274,7 +275,7 @@ def train_sasrec(model,             # SASRec, trained in place
     model.eval()
     return log
 
-# %% ../nbs/10_sasrec.ipynb #c63
+# %% ../nbs/10_sasrec.ipynb #c64
 def _validate(model, split, log, epoch, best, users):
     "Log the validation figures; the best weights so far"
     row = evaluate(model.score, split, 'valid', batch=max(1, min(512, 2**25 // model.n_items)), users=users)
@@ -289,14 +290,14 @@ def _stale(log, patience):
     v = [r['ndcg@10'] for r in log['valid']]
     return bool(patience) and len(v) > patience and max(v[-patience:]) <= max(v[:-patience])
 
-# %% ../nbs/10_sasrec.ipynb #c65
+# %% ../nbs/10_sasrec.ipynb #c66
 @patch
 def sizes(self:SASRec):
     "Number of parameters: item vectors, and all else"
     other = sum(p.numel() for m in self.shared for p in getattr(self, m).parameters())
     return dict(embedding=sum(p.numel() for p in self.parameters()) - other, other=other)
 
-# %% ../nbs/10_sasrec.ipynb #c66
+# %% ../nbs/10_sasrec.ipynb #c67
 @patch
 def save(self:SASRec, folder):
     "Write model.safetensors and config.json"
@@ -305,7 +306,7 @@ def save(self:SASRec, folder):
     with atomic(Path(folder) / 'model.safetensors') as f: f.write_bytes(weights)
     write_json(Path(folder) / 'config.json', self.config)
 
-# %% ../nbs/10_sasrec.ipynb #c67
+# %% ../nbs/10_sasrec.ipynb #c68
 @patch(cls_method=True)
 def load(cls:SASRec, folder):
     "The model that `save` wrote"
