@@ -55,7 +55,7 @@ def vectors(self:SemanticSASRec, idx=None):
     flat = codes.reshape(-1, codes.shape[-1])
     v = F.embedding_bag(flat, self.code.weight, mode='sum')
     if hidden: v = v + self.widen(F.gelu(F.embedding_bag(flat, self.joint.weight, mode='sum')))
-    v = v.view(*codes.shape[:-1], -1)
+    v = v.view(*codes.shape[:-1], v.shape[-1])
     return v + (self.item.weight if idx is None else self.item(idx)) if hash else v
 
 # %% ../nbs/11_semantic_sasrec.ipynb #c20
@@ -65,7 +65,16 @@ def _empty(cls:SemanticSASRec, config, weights):
     codes, k = weights['codes'], config['codebook_size']
     return cls(codes - torch.arange(codes.shape[1]) * k, **{k: v for k, v in config.items() if k != 'n_items'})
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c24
+# %% ../nbs/11_semantic_sasrec.ipynb #c22
+@patch(cls_method=True)
+def of(cls:SemanticSASRec,
+       ids,  # SemanticIDs
+       **kw, # hash, hidden and the settings of SASRec
+      ):     # Model
+    "A model of these semantic IDs"
+    return cls(ids.codes, ids.codebook_size, **kw)
+
+# %% ../nbs/11_semantic_sasrec.ipynb #c28
 def random_codes(n,      # Items
                  levels, # Learned levels that are imitated
                  K,      # Codes a level
