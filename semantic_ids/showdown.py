@@ -19,6 +19,7 @@ from .metrics import counts, ranks, summarize, top_items
 from .slices import coverage, popularity_band, popularity_bias
 from .sasrec import SASRec, train_sasrec
 from .semantic_sasrec import SemanticSASRec, random_codes
+from .generative import ARSASRec, ParallelSASRec
 
 # %% ../nbs/12_showdown.ipynb #c8
 def contestants(
@@ -27,9 +28,9 @@ def contestants(
 ): # Dict row name -> function that makes an untrained model
     "The same transformer with different item vectors"
     k, noise = ids.codebook_size, random_codes(len(ids), ids.n_levels, ids.codebook_size)
-    codes = lambda c, **kw: lambda: SemanticSASRec(c, max(k, int(c.max()) + 1), **kw, **sizes)
+    codes = lambda c, kind=SemanticSASRec, **kw: lambda: kind(c, max(k, int(c.max()) + 1), **kw, **sizes)
     return dict(sasrec=lambda: SASRec(len(ids), **sizes), semantic_codes=codes(ids.codes),
-                semantic_codes_hash=codes(ids.codes, hash=True), semantic_random=codes(noise))
+                semantic_codes_hash=codes(ids.codes, hash=True), semantic_random=codes(noise), semantic_ar=codes(ids.codes, kind=ARSASRec), semantic_parallel=codes(ids.codes, kind=ParallelSASRec))
 
 # %% ../nbs/12_showdown.ipynb #c12
 def masks(
