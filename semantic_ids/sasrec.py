@@ -263,10 +263,11 @@ def train_sasrec(model,             # SASRec, trained in place
     settings = dict(epochs=epochs, lr=lr, batch=batch, seed=seed, loss=loss.__name__, negatives=negatives, dtype=dtype, targets=len(windows), patience=patience, **model.config)
     file = Path(checkpoint) / 'checkpoint.safetensors' if checkpoint else None
     log, best = _restore(file, settings, model, opt, plan)
-    start, note = time.perf_counter() - log['seconds'], step_log(model, opt, plan, log['steps'], max(1, steps // 200))
+    start = time.perf_counter() - log['seconds']
     with torch.random.fork_rng():
         for epoch in track(range(len(log['loss']), epochs), epochs - len(log['loss']), 'training'):
             if _stale(log, patience): break
+            note = step_log(model, opt, plan, log['steps'], max(1, steps // 200))
             log['loss'].append(train_epoch(model, windows, opt, plan, batch, seed * 100_003 + epoch, loss, negatives, dtype, note))
             if (epoch + 1) % every == 0 or epoch + 1 == epochs: best = _validate(model, split, log, epoch + 1, best, valid_users)
             log['seconds'] = time.perf_counter() - start

@@ -257,3 +257,8 @@ def test_codes_train_on_either_loss(kind, world):
     for loss in (code_loss, softmax_loss):
         log = train_sasrec(make(kind), world, epochs=2, batch=64, loss=loss, negatives=12 if kind == 'parallel' and loss is softmax_loss else None)
         assert np.isfinite(log['loss']).all()
+
+@every
+def test_half_precision(kind, world):
+    log = train_sasrec(make(kind), world, epochs=2, batch=64, dtype='bfloat16')
+    assert np.isfinite(log['loss']).all() and log['loss'][-1] < log['loss'][0] + .1
