@@ -59,7 +59,7 @@ def quantizers(
     from semantic_ids.rqvae import RQVAE
     fit = lambda q, **kw: lambda x, seed: q.fit(x, seed=seed, **kw)
     return {'random': fit(RandomCodes(3, k)), 'opq': fit(OPQ(3, k)), 'fsq': fit(FSQ(3, k), steps=steps),
-            'residual k-means': fit(ResidualKMeans(3, k)), 'residual k-means, beam 8': fit(ResidualKMeans(3, k, beam=8)),
+            'residual k-means': fit(ResidualKMeans(3, k)), 'residual k-means, beam 8': fit(ResidualKMeans(3, k, beam=8)), 'residual k-means, refitted': fit(ResidualKMeans(3, k, refits=3)),
             'balanced residual k-means': fit(ResidualKMeans(3, k, balanced=True)), 
             **{name: fit(RQVAE(d_in, n_levels=3, codebook_size=k), steps=steps, **kw) for name, kw in (('rqvae', {}), ('rqvae, rotation', dict(gradient='rotation')), ('rqvae, EMA', dict(ema=True)))}}
 

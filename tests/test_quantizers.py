@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from semantic_ids.ids import usage
-from semantic_ids.quantizers import FSQ, OPQ, RandomCodes, ResidualKMeans, search, to_steps
+from semantic_ids.quantizers import FSQ, OPQ, RandomCodes, ResidualKMeans, centres, refit, search, to_steps
 from semantic_ids.runs import InputError
 
 def vectors(n=300, d=24, seed=0):
     r = np.random.default_rng(seed)
     return (r.normal(size=(12, d))[r.integers(0, 12, n)] + .3*r.normal(size=(n, d))).astype(np.float32)
 
-KINDS = dict(greedy=lambda k=8: ResidualKMeans(3, k), beam=lambda k=8: ResidualKMeans(3, k, beam=4), balanced=lambda k=8: ResidualKMeans(3, k, balanced=True),
+KINDS = dict(greedy=lambda k=8: ResidualKMeans(3, k), refitted=lambda k=8: ResidualKMeans(3, k, refits=3), beam=lambda k=8: ResidualKMeans(3, k, beam=4), balanced=lambda k=8: ResidualKMeans(3, k, balanced=True),
              opq=lambda k=8: OPQ(3, k), fsq=lambda k=8: FSQ(3, k), random=lambda k=8: RandomCodes(3, k))
 kinds = pytest.mark.parametrize('kind', KINDS)
 
@@ -57,7 +57,7 @@ def test_strange_catalogues_get_codes(kind, x):
     same = np.unique(x, axis=0, return_inverse=True)[1].ravel()
     assert len(np.unique(np.column_stack([same, codes]), axis=0)) == same.max() + 1
 
-@pytest.mark.parametrize('kind', ['greedy', 'balanced', 'random'])
+@pytest.mark.parametrize('kind', ['greedy', 'refitted', 'balanced', 'random'])
 def test_a_level_of_one_code(kind):
     x = vectors(40)
     assert (fitted(kind, x, 1).encode(x) == 0).all()
@@ -105,6 +105,39 @@ def test_a_beam_of_everything_is_the_best_sum(n, k, d, seed):
     sums = (books[0][:, None] + books[1][None]).view(-1, d)
     assert torch.allclose(left.norm(dim=1), torch.cdist(x, sums).min(1).values, atol=1e-3)
     assert torch.allclose(x - books[0][codes[:, 0]] - books[1][codes[:, 1]], left, atol=1e-5)
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.integers(0, 99))
+def test_refit_is_least_squares(n, k, levels, d, seed):
+    "Against numpy's solution of the same system; the hundredth on the diagonal costs little"
+    g = torch.Generator().manual_seed(seed)
+    r, codes = torch.randn(n, d, generator=g), torch.randint(k, (n, levels), generator=g)
+    books = refit(r, codes, k)
+    uses = torch.nn.functional.one_hot(codes, k).flatten(1).double()
+    penalty = lambda w: (r.double() - uses @ w).square().sum() + .01 * w.square().sum()
+    best = torch.as_tensor(np.linalg.lstsq(np.vstack([uses, .1 * np.eye(levels * k)]), np.vstack([r.double(), np.zeros((levels * k, d))]), rcond=None)[0])
+    assert torch.isclose(penalty(books.flatten(0, 1).double()), penalty(best), rtol=1e-5, atol=1e-7)
+    assert (books.flatten(0, 1)[uses.sum(0) == 0] == 0).all()
+
+def test_fitting_together_lowers_the_error():
+    x = vectors(1000, 80)
+    z, books = torch.tensor(x - x.mean(0)), []
+    r = z
+    for l in range(3):
+        books.append(centres(r, 8, 42 + l))
+        r = search(r, books[-1:], torch.zeros(1, 8))[1]
+    q = fitted('refitted', x)
+    assert np.square(x - q.decode(q.encode(x))).sum() < r.square().sum().item()
+
+def test_centres_are_means_of_their_vectors():
+    "More directions than k-means looks at"
+    r = torch.tensor(vectors(500, 100))
+    book = centres(r - r.mean(0), 12)
+    code = torch.cdist(r - r.mean(0), book).argmin(1)
+    for c in code.unique(): assert torch.allclose(book[c], (r - r.mean(0))[code == c].mean(0), atol=.1)
+
+def test_prices_and_refits_exclude_each_other():
+    with pytest.raises(InputError, match='exclude'): ResidualKMeans(3, 8, balanced=True, refits=1)
 
 def test_balance_evens_out():
     x = vectors(2000)

@@ -3,70 +3,103 @@
     python tests/bench/rqvae.py                             clustered synthetic vectors, 16,859 x 384
     python tests/bench/rqvae.py --vectors x.npy             any matrix of vectors
 
-Both sides: the same layers, the same first weights, AdamW with one rate on one schedule, the same batches, latents
-centred and scaled alike, codebooks started by k-means on all latents (ours) or on the first batch (`kmeans_init`,
-the peer's own way), dead codes restarted. Each side trains its full schedule. The clock stops while validation error is
-measured. The target is the larger of the two best errors, so both sides reach it; time counts from the first
-step to the first measurement at or below the target, the start of the codebooks included.
+Two comparisons, one JSON line each. `rqvae`: both sides have layers and a linear path that starts at the principal
+components, so what differs is the quantizer and its start. `rqvae, mlp only`: both sides have layers alone.
+
+Ours is `RQVAE.fit` itself, with codewords that follow a moving average (`ema=True`); only its check, which chooses the
+best state, gives way to the measurement. It goes without the cures that serve no error (price, part, repair).
+The peer gets the same modules with the same first weights, AdamW, rate, schedule, clipping and batch size, and every
+setting in PEERS; the one with the smallest ratio counts. Both sides train the same schedules, each to its end. The
+target is the larger of the two best errors, so both sides reach it, and the time to it is that of the schedule that
+reaches it first. The clock counts CPU seconds of one thread: scaling, principal components, the start of the codebooks
+(the peer's own k-means runs on its first batch) and the steps. It stops while validation error is measured; imports
+are done before.
 """
-import argparse, copy, json, time
+import argparse, json, time
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from kmeans import synthetic
-from semantic_ids.rqvae import RQVAE, mlp, residual_codes
+from semantic_ids.rqvae import RQVAE
+
+CURES = ('scale', 'pca', 'restart', 'kmeans')
+PEERS = {'defaults': {}, 'straight': dict(rotation_trick=False), 'straight, commitment .1': dict(rotation_trick=False, commitment_weight=.1),
+         'straight, commitment .1, dead .5': dict(rotation_trick=False, commitment_weight=.1, threshold_ema_dead_code=.5)}
 
 class Clock:
     "Seconds spent training, and (seconds, step, validation error) at each measurement"
-    def __init__(self): self.spent, self.log, self.start = 0., [], time.perf_counter()
+    def __init__(self): self.spent, self.log, self.start = 0., [], time.process_time()
     def measure(self, step, error):
-        self.spent += time.perf_counter() - self.start
+        self.spent += time.process_time() - self.start
         self.log.append((self.spent, step, error()))
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
-class Peer(torch.nn.Module):
-    "Encoder, ResidualVQ, decoder"
-    def __init__(self, d, a, hidden=(256, 128), latent=32):
+class Ours(RQVAE):
+    "RQVAE whose check is the measurement"
+    def check(self, x, held=None):
+        self.clock.measure(len(self.history) * 20, lambda: F.mse_loss(self(self.val)[0], self.val).item())
+        return None, dict(id_score=0.)
+
+def ours(x, val, a, model, steps):
+    q = Ours(x.shape[1], **model)
+    q.clock, q.val = Clock(), (val - x.mean(0)) / x.var(0, unbiased=False).mean().sqrt()
+    return q.fit(x, a.seed, steps=steps, lr=a.lr, batch=a.batch, cures=CURES, ema=not a.gradient, beta=a.beta).clock.log
+
+class Peer(nn.Module):
+    "The modules of an RQVAE around a ResidualVQ"
+    def __init__(self, body, a, kw):
         super().__init__()
         from vector_quantize_pytorch import ResidualVQ
-        sizes = [d, *hidden, latent]
-        self.encoder, self.decoder = mlp(sizes), mlp(sizes[::-1])
-        self.vq = ResidualVQ(dim=latent, num_quantizers=a.levels, codebook_size=a.codes, kmeans_init=True, kmeans_iters=10,
-                             threshold_ema_dead_code=a.dead, decay=a.decay, commitment_weight=.25, rotation_trick=a.rotation)
+        n_levels, k, latent = body.codebooks.shape
+        self.body = body.requires_grad_(True)
+        self.body.codebooks.requires_grad_(False)
+        self.vq = ResidualVQ(dim=latent, num_quantizers=n_levels, codebook_size=k, kmeans_init=True, **kw)
     def forward(self, x):
-        q, codes, loss = self.vq(self.encoder(x))
-        return self.decoder(q), codes, loss.sum()
+        q, codes, loss = self.vq(self.body.to_latent(x))
+        return self.body.from_latent(q), loss.sum()
 
-def train(model, x, val, a, ours):
-    "The loop of RQVAE.fit with measurements; the same for both sides but for the care of dead codes"
+def peer(x, val, a, model, steps, kw):
     torch.manual_seed(a.seed)
-    books = [model.codebooks] if ours else []
-    rest = [*model.encoder.parameters(), *model.decoder.parameters()]
-    opt = torch.optim.AdamW([dict(params=rest, weight_decay=1e-4), dict(params=books, weight_decay=0.)] if ours else [dict(params=rest, weight_decay=1e-4)], lr=a.lr)
-    plan = torch.optim.lr_scheduler.OneCycleLR(opt, a.lr, total_steps=a.steps, pct_start=.1)
-    pick, clock = torch.Generator().manual_seed(a.seed), Clock()
-    if ours:
-        model.init_codebooks(model.latents(x), a.seed)
-        used = torch.zeros(model.codebooks.shape[:2])
+    body, clock = RQVAE(x.shape[1], **model), Clock()
+    mean, scale = x.mean(0), x.var(0, unbiased=False).mean().sqrt()
+    x, val, g = (x - mean) / scale, (val - mean) / scale, torch.Generator().manual_seed(a.seed)
+    if model['linear']: body.init_path(x)
+    net = Peer(body, a, kw)
+    weights = [p for p in net.parameters() if p.requires_grad]
+    opt = torch.optim.AdamW(weights, lr=a.lr, weight_decay=1e-4)
+    plan = torch.optim.lr_scheduler.OneCycleLR(opt, a.lr, total_steps=steps, pct_start=.1)
     def error():
-        model.eval()
-        with torch.no_grad(): e = F.mse_loss(model(val)[0], val).item()
-        model.train()
+        net.eval()
+        with torch.no_grad(): e = F.mse_loss(net(val)[0], val).item()
+        net.train()
         return e
-    model.train()
-    for step in range(1, a.steps + 1):
-        b = x[torch.randint(len(x), (a.batch,), generator=pick)]
-        y, codes, loss = model(b)
-        opt.zero_grad(); (F.mse_loss(y, b) + loss).backward(); opt.step(); plan.step()
-        if ours:
-            used += torch.stack([torch.bincount(c, minlength=a.codes) for c in codes.T])
-            if step % 20 == 0:
-                if step < .8 * a.steps: model.restart_dead(model.latents(b), used, opt)
-                used.zero_()
-        if step % a.every == 0: clock.measure(step, error)
+    for step in range(1, steps + 1):
+        b = x[torch.randint(len(x), (a.batch,), generator=g)]
+        y, loss = net(b)
+        opt.zero_grad(); (F.mse_loss(y, b) + loss).backward(); nn.utils.clip_grad_norm_(weights, 1.); opt.step(); plan.step()
+        if step % 20 == 0: clock.measure(step, error)
     return clock.log
 
-def reached(log, target): return next((s, step) for s, step, e in log if e <= target)
+def best(log): return min(e for _, _, e in log)
+def reached(logs, target): return min((t, step, log[-1][1]) for log in logs for t, step, e in log if e <= target)
+
+def tell(who, log):
+    s, step, _ = log[-1]
+    print(f'{who}: {step} steps in {s:.1f} s, best error {best(log):.4f}; ' + ', '.join(f'{n} ({t:.1f} s): {v:.4f}' for t, n, v in log[::max(1, len(log) // 8)]), flush=True)
+    return log
+
+def compare(name, x, val, a, model):
+    mine = [tell(f'{name}, ours', ours(x, val, a, model, n)) for n in a.steps]
+    rows = []
+    for who in a.peers:
+        logs = [tell(f'{name}, peer, {who}', peer(x, val, a, model, n, PEERS[who])) for n in a.steps]
+        error, peer_error = (min(map(best, l)) for l in (mine, logs))
+        (s, step, of), (ps, pstep, pof) = (reached(l, max(error, peer_error)) for l in (mine, logs))
+        rows.append(dict(name=name, ours=round(s, 2), peer=round(ps, 2), ratio=round(ps / s, 2), unit='s', n=len(x), target=round(max(error, peer_error), 4), steps=f'{step} of {of}',
+                         peer_steps=f'{pstep} of {pof}', error=round(error, 4), peer_error=round(peer_error, 4), peer_setting=who))
+        print(rows[-1])
+    print(json.dumps(min(rows, key=lambda r: r['ratio'])), flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,31 +108,25 @@ def main():
     p.add_argument('--dim', type=int, default=384)
     p.add_argument('--levels', type=int, default=3)
     p.add_argument('--codes', type=int, default=256)
-    p.add_argument('--steps', type=int, default=600)
+    p.add_argument('--steps', type=int, nargs='+', default=[160, 600], help='schedules')
     p.add_argument('--batch', type=int, default=1024)
     p.add_argument('--lr', type=float, default=3e-3)
-    p.add_argument('--every', type=int, default=20, help='steps between measurements')
-    p.add_argument('--dead', type=float, default=2, help="the peer's threshold_ema_dead_code")
-    p.add_argument('--decay', type=float, default=.8, help="the peer's decay of codeword averages")
-    p.add_argument('--rotation', action='store_true', help="the peer's default gradient, the rotation trick, in place of straight-through")
+    p.add_argument('--gradient', action='store_true', help='our codewords follow the gradient, not a moving average')
+    p.add_argument('--beta', type=float, default=.1, help='our weight of the commitment')
+    p.add_argument('--beams', type=int, default=4, help='our beam')
+    p.add_argument('--peers', nargs='+', default=list(PEERS), choices=PEERS)
+    p.add_argument('--only', choices=['path', 'mlp'], help='one of the two comparisons')
     p.add_argument('--seed', type=int, default=42)
     a = p.parse_args()
-    torch.set_num_threads(1)
+    from threadpoolctl import threadpool_limits
+    torch.set_num_threads(1); threadpool_limits(1)
     x = torch.tensor(np.load(a.vectors).astype(np.float32) if a.vectors else synthetic(a.n, a.dim, a.seed))
-    x = (x - x.mean(0)) / x.var(0, unbiased=False).mean().sqrt()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(a.seed))
     val, x = x[order[:len(x) // 10]], x[order[len(x) // 10:]]
-    torch.manual_seed(a.seed)
-    ours, peer = RQVAE(x.shape[1], n_levels=a.levels, codebook_size=a.codes), Peer(x.shape[1], a)
-    peer.encoder.load_state_dict(copy.deepcopy(ours.encoder.state_dict())); peer.decoder.load_state_dict(copy.deepcopy(ours.decoder.state_dict()))
-    logs = dict(ours=train(ours, x, val, a, True), peer=train(peer, x, val, a, False))
-    for who, log in logs.items():
-        s, step, e = log[-1]
-        print(f'{who}: {step} steps in {s:.1f} s ({1000 * s / step:.1f} ms a step), last error {e:.4f}, best {min(l[2] for l in log):.4f}; '
-              + ', '.join(f'{l[1]}: {l[2]:.4f}' for l in log[::max(1, len(log) // 8)]))
-    target = max(min(l[2] for l in log) for log in logs.values())
-    (s, step), (ps, pstep) = reached(logs['ours'], target), reached(logs['peer'], target)
-    print(json.dumps(dict(name='rqvae', ours=round(s, 2), peer=round(ps, 2), ratio=round(ps / s, 2), unit='s', n=len(x), target=round(target, 4), steps=step, peer_steps=pstep,
-                          error=round(min(l[2] for l in logs['ours']), 4), peer_error=round(min(l[2] for l in logs['peer']), 4))))
+    size = dict(n_levels=a.levels, codebook_size=a.codes, beams=a.beams)
+    warm = torch.randn(600, x.shape[1], generator=torch.Generator().manual_seed(a.seed))
+    ours(warm, warm, a, size | dict(linear=True), 20); peer(warm, warm, a, size | dict(linear=True), 20, {})
+    if a.only != 'mlp': compare('rqvae', x, val, a, size | dict(linear=True))
+    if a.only != 'path': compare('rqvae, mlp only', x, val, a, size | dict(linear=False))
 
 if __name__ == '__main__': main()
