@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
-           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'bench']
+           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'changed', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
 import subprocess, time
@@ -273,6 +273,22 @@ def bench_original(
 benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
                showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original)
 
+# %% ../nbs/23_bench.ipynb #c39
+def changed(
+    p, # Preset
+    pairs, # Strings such as 'sasrec_epochs=20'
+): # Preset
+    "Other sizes by name"
+    from dataclasses import fields
+    types = {f.name: type(getattr(p, f.name)) for f in fields(p) if f.name != 'name'}
+    for pair in pairs:
+        name, _, value = pair.partition('=')
+        if name not in types: raise InputError(f"--set {pair}: a preset has no size '{name}'; it has {', '.join(types)}")
+        try: p = replace(p, **{name: types[name](value)})
+        except (ValueError, TypeError): raise InputError(f"--set {pair}: wanted {name}=VALUE with a value like {getattr(p, name)!r}") from None
+    return p
+
+# %% ../nbs/23_bench.ipynb #c40
 def bench(
     name, # Such as 'quantizers'
     data='shop', # As for `load`
@@ -280,15 +296,16 @@ def bench(
     to=None, # Another file than the package's
     top=None, # Most bought items kept
     seed=None,
+    sizes=(), # Other sizes, as for `changed`
 ): # What the file holds
     "Run one benchmark, or go on with it"
     from importlib.resources import files
     from semantic_ids.catalogue import load
     from semantic_ids.pipeline import sizes_of
     if name not in benches: raise InputError(f"no benchmark called '{name}'; there are {', '.join(benches)}")
-    c = load(data, top=top)
+    p, c = changed(sizes_of(preset_, seed=seed), sizes), load(data, top=top)
     file = Path(to) if to else Path(str(files('semantic_ids')))/'results'/f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
-    p = sizes_of(preset_, seed=seed)
     if len(c) > 5000: p = replace(p, codebook_size=256)
-    return benches[name](c, file, p, f'semantic-ids bench {name} --data {c.name} --preset {preset_}' + (f' --top {top}' if top else ''))
+    options = (f' --top {top}' if top else '') + (f" --set {' '.join(sizes)}" if sizes else '')
+    return benches[name](c, file, p, f'semantic-ids bench {name} --data {c.name} --preset {preset_}{options}')

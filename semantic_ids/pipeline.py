@@ -679,6 +679,7 @@ def parser():
     b.add_argument('--to', metavar='FILE', help="the results file (default: the package's own)")
     b.add_argument('--top', type=int, metavar='N', help='keep the N items most bought')
     b.add_argument('--seed', type=int, metavar='S', help='another random seed')
+    b.add_argument('--set', nargs='+', metavar='SIZE=VALUE', help='other sizes, such as sasrec_epochs=20')
     add('doctor', 'what this machine can run, and what is missing')
     return p
 
@@ -727,7 +728,7 @@ def columns_of(text):
 def bench_command(args):
     "Make or go on with a results file"
     from semantic_ids.bench import bench
-    found = bench(args.name, args.data, args.preset, args.to, args.top, args.seed)
+    found = bench(args.name, args.data, args.preset, args.to, args.top, args.seed, args.set or ())
     names = [k for k, v in found['rows'][0].items() if isinstance(v, (int, float))]
     _out(args, found, lambda: [print(f"{r['model']:<28}" + '  '.join(f'{k} {_text(r[k])}' for k in names if k in r)) for r in found['rows']])
 

@@ -51,11 +51,11 @@ class Block(nn.Module):
 class SASRec(nn.Module):
     "Self-attentive sequential recommender with one vector an item"
     shared = 'position', 'blocks', 'norm'
-    def __init__(self, n_items, d_model=64, n_layers=2, n_heads=2, max_len=20, dropout=.2):
+    def __init__(self, n_items, d_model=64, n_layers=2, n_heads=2, max_len=20, dropout=.2, temperature=.07):
         super().__init__()
         if d_model % n_heads: raise InputError(f'd_model={d_model} is not a multiple of n_heads={n_heads}')
-        self.config = dict(n_items=n_items, d_model=d_model, n_layers=n_layers, n_heads=n_heads, max_len=max_len, dropout=dropout)
-        self.n_items, self.max_len, self.dropout = n_items, max_len, dropout
+        self.config = dict(n_items=n_items, d_model=d_model, n_layers=n_layers, n_heads=n_heads, max_len=max_len, dropout=dropout, temperature=temperature)
+        self.n_items, self.max_len, self.dropout, self.temperature = n_items, max_len, dropout, temperature
         self.make_items(n_items, d_model)
         self.position = nn.Embedding(max_len, d_model)
         self.blocks = nn.ModuleList(Block(d_model, n_heads, dropout) for _ in range(n_layers))
@@ -65,13 +65,19 @@ class SASRec(nn.Module):
 
     def make_items(self, n_items, d):
         self.item = nn.Embedding(n_items, d)
-        nn.init.normal_(self.item.weight, std=.05)
+        nn.init.normal_(self.item.weight, std=.02 if self.temperature else .05)
 
 # %% ../nbs/10_sasrec.ipynb #c21
 @patch
 def vectors(self:SASRec, idx=None):
     "Vectors of the items in `idx`, or of all"
     return self.item.weight if idx is None else self.item(idx)
+
+@patch
+def scored(self:SASRec, idx=None):
+    "The vectors that scores are taken with: of length one, unless `temperature` is None"
+    v = self.vectors(idx)
+    return v if self.temperature is None else F.normalize(v, dim=-1)
 
 # %% ../nbs/10_sasrec.ipynb #c23
 @patch
@@ -81,22 +87,23 @@ def forward(self:SASRec,
            ):          # Hidden states (b, l, d)
     "What the model knows after each purchase"
     l, d = items.shape[1], self.norm.weight.shape[0]
-    x = self.vectors(items.clamp(min=0)) * d**.5 + self.position.weight[:l].flip(0)
+    x = self.scored(items.clamp(min=0)) * d**.5 + self.position.weight[:l].flip(0)
     x = F.dropout(x, self.dropout, self.training)
     if mask is None: mask = attention_mask(items)
     for block in self.blocks: x = block(x, mask)
-    return self.norm(x)
+    h = self.norm(x)
+    return h if self.temperature is None else F.normalize(h, dim=-1) / self.temperature
 
 # %% ../nbs/10_sasrec.ipynb #c25
 @patch
 def logits(self:SASRec, h, idx=None):
     "Scores of the items `idx`, or of all, after hidden states h (b, d)"
-    return h @ self.vectors(idx).T
+    return h @ self.scored(idx).T
 
 @patch
 def paired(self:SASRec, h, idx):
     "Score of one item for each hidden state"
-    return (h * self.vectors(idx)).sum(-1)
+    return (h * self.scored(idx)).sum(-1)
 
 # %% ../nbs/10_sasrec.ipynb #c27
 def _known(model, v):
@@ -120,8 +127,8 @@ def score(self:SASRec,
          ):           # (b, n_items)
     "Scores of all items after each history; popularity where the history is empty"
     h = self.read(inputs)
-    empty = torch.as_tensor(inputs.lengths == 0, device=h.device)
-    return torch.where(empty[:, None], self.prior, self.logits(h))
+    s, empty = self.logits(h), torch.as_tensor(inputs.lengths == 0, device=h.device)
+    return torch.where(empty[:, None], self.prior, s) if empty.any() else s
 
 # %% ../nbs/10_sasrec.ipynb #c38
 class Windows:
@@ -241,7 +248,7 @@ def _copy(model): return {k: v.clone() for k, v in model.state_dict().items()}
 def train_sasrec(model,             # SASRec, trained in place
                  split,             # Split
                  epochs=15,         # Times that every purchase is a target
-                 lr=4e-3,           # Highest learning rate
+                 lr=2e-3,           # Highest learning rate
                  batch=256,         # Windows in a step
                  seed=42,           # Of order, dropout and negatives
                  checkpoint=None,   # Folder; a killed run goes on from its last epoch
@@ -320,4 +327,4 @@ def load(cls:SASRec, folder):
     return model.eval()
 
 @patch(cls_method=True)
-def _empty(cls:SASRec, config, weights): return cls(**config)
+def _empty(cls:SASRec, config, weights): return cls(**dict(dict(temperature=None), **config))

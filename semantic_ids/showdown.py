@@ -132,8 +132,8 @@ def grow(
     own = model.codes - torch.arange(model.codes.shape[1], device=model.codes.device) * model.config['codebook_size']
     if not torch.equal(own.cpu(), torch.as_tensor(np.asarray(codes))[:old]): raise InputError('codes: the first rows must be those of the items that the model knows')
     weights = new.state_dict()
-    for k, v in model.state_dict().items(): weights[k] = v if v.shape == weights[k].shape else torch.cat([v, torch.zeros_like(weights[k][old:])])
-    weights['codes'] = new.codes
+    for k, v in model.state_dict().items(): weights[k] = v if v.shape == weights[k].shape else torch.cat([v, torch.zeros_like(weights[k][len(v):])])
+    weights |= {k: v for k, v in new.named_buffers() if k in ('codes', 'prefixes')}
     new.load_state_dict(weights)
     return new.eval()
 

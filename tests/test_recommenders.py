@@ -149,12 +149,34 @@ def test_empty_history_and_unknown_items(world):
 def test_semantic_vectors_follow_from_codes():
     _, m, h = models()
     assert h.config['hash'] and not m.config['hash']
-    torch.testing.assert_close(h.vectors()[3], h.code.weight[h.codes[3]].sum(0))
+    extra = lambda m: m.prefix.weight[m.prefixes[3]].sum(0)
+    torch.testing.assert_close(h.vectors()[3], h.code.weight[h.codes[3]].sum(0) + extra(h))
     flat = m.joint.weight[m.codes[3]].sum(0)
-    torch.testing.assert_close(m.vectors()[3], m.code.weight[m.codes[3]].sum(0) + m.widen(torch.nn.functional.gelu(flat)))
+    torch.testing.assert_close(m.vectors()[3], m.code.weight[m.codes[3]].sum(0) + extra(m) + m.widen(torch.nn.functional.gelu(flat)))
     torch.testing.assert_close(m.vectors(torch.tensor([[3, 1]]))[0], m.vectors()[[3, 1]])
     with pytest.raises(InputError, match='codes run from'): SemanticSASRec([[0, 8]], 8)
     with pytest.raises(InputError, match='multiple'): SASRec(N, 15)
+
+def test_prefixes_are_shared_ones_only():
+    from semantic_ids.semantic_sasrec import shared_prefixes
+    codes = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1], [0, 1, 3, 0], [0, 2, 2, 0], [4, 4, 4, 0]])
+    at = shared_prefixes(codes)
+    assert at[:, 0].tolist() == [1, 1, 1, 0, 0] and at[:, 1].tolist() == [2, 2, 0, 0, 0]
+    assert shared_prefixes(codes, 1).max() == 0 and shared_prefixes(codes[:, :2]).shape == (5, 0)
+
+def test_scores_are_cosines_over_a_temperature():
+    m = SASRec(N, 16, max_len=8, temperature=.1)
+    s = m.score(Ragged.of([[1, 2], [3]]))
+    assert s.abs().max() <= 10 + 1e-4
+    m.item.weight.data[5].mul_(7)
+    torch.testing.assert_close(m.score(Ragged.of([[1, 2], [3]])), s)
+
+def test_weights_of_before_the_temperature_load_as_they_were(tmp_path):
+    from semantic_ids.runs import read_json, write_json
+    m = SASRec(N, 16, max_len=8, temperature=None)
+    m.save(tmp_path)
+    config = read_json(tmp_path / 'config.json'); del config['temperature']; write_json(tmp_path / 'config.json', config)
+    torch.testing.assert_close(SASRec.load(tmp_path).score(Ragged.of([[1, 2]])), m.score(Ragged.of([[1, 2]])), rtol=0, atol=0)
 
 def test_parameters_are_counted():
     for m in models(): assert sum(m.sizes().values()) == sum(p.numel() for p in m.parameters())
@@ -187,7 +209,7 @@ def test_every_purchase_is_a_target_once(world):
     assert sorted(got) == sorted(want)
 
 def test_sampled_softmax_with_all_items_is_near_the_full_one(world):
-    m = models()[0].eval()
+    m = SASRec(N, 16, max_len=8, temperature=None).eval()
     x, y = Windows([world.train], 8).batch(np.arange(64))
     torch.manual_seed(0)
     sampled = np.mean([softmax_loss(m, x, y, negatives=N - 1).item() for _ in range(20)])
