@@ -200,13 +200,15 @@ def bench_showdown(
     (x, cut, ids), n = world(catalogue, p), len(catalogue)
     plain = dict(popularity=lambda: popularity(cut, n), last_item=lambda: last_item(cut, n), item_knn=lambda: item_knn(cut, n), content_knn=lambda: content_knn(x))
     todo = {name: (lambda f=f, name=name: dict(model=name, **figures_of(f(), cut, n))) for name, f in plain.items()}
+    slow = dict(users=1000, valid_users=300) if n > 5000 else {}
     def measure(name, seed, share=1):
         make, part = contestants(ids(), sasrec_sizes(p))[name], cut if share == 1 else thin(cut, share)
-        row = contest(make, part, seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)[1]
+        row = contest(make, part, seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr, **(slow if name == 'semantic_ar' else {}))[1]
         return dict(row, model=name if share == 1 else f'{name}, {share:.0%} of the data')
-    names = list(contestants(ids(), sasrec_sizes(p)))
-    todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for k, s in enumerate(seeds) for m in names if m in THRICE or not k}
+    todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for s in seeds for m in THRICE}
+    todo |= {f'{m} {seeds[0]}': (lambda m=m: measure(m, seeds[0])) for m in ('semantic_random', 'semantic_parallel')}
     todo |= {f'{m} {seeds[0]} {share}': (lambda m=m, share=share: measure(m, seeds[0], share)) for share in shares for m in THRICE}
+    todo |= {f'semantic_ar {seeds[0]}': lambda: measure('semantic_ar', seeds[0])}
     return write_rows(file, _origin(command, catalogue), todo, _settings(p), merge=averaged)
 
 # %% ../nbs/23_bench.ipynb #c31

@@ -47,13 +47,15 @@ def figures_of(
     split, # Split
     n_items, # Items in the catalogue
     k=10, # Length of the list
+    users=None, # Rows of the split, or how many; None is all
 ): # Dict
     "Hits, where they fall, and what the lists are made of"
-    r, start = ranks(score, split), time.perf_counter()
-    lists = top_items(score, split, n=k)
+    rows = np.arange(len(split)) if users is None else np.unique(np.linspace(0, len(split) - 1, users).astype(int)) if np.isscalar(users) else users
+    r, start = ranks(score, split, users=rows), time.perf_counter()
+    lists = top_items(score, split, n=k, users=rows)
     speed = len(lists) / (time.perf_counter() - start)
-    groups = {f'hit@{k} {n}': float((r[m] <= k).mean()) for n, m in masks(split, n_items).items() if m.any()}
-    return dict(summarize(r), **groups, coverage=coverage(lists, n_items), popularity_bias=popularity_bias(lists, split.test, counts(split, n_items))['ratio'],
+    groups = {f'hit@{k} {n}': float((r[m[rows]] <= k).mean()) for n, m in masks(split, n_items).items() if m[rows].any()}
+    return dict(summarize(r), **groups, coverage=coverage(lists, n_items), popularity_bias=popularity_bias(lists, split.test[rows], counts(split, n_items))['ratio'],
                 users_per_second=round(speed, 1), protocol=split.protocol)
 
 # %% ../nbs/12_showdown.ipynb #c19
@@ -62,13 +64,14 @@ def contest(
     split, # Split
     seed, # Of weights, order, dropout and negatives
     device='cpu',
+    users=None, # As for `figures_of`
     **training, # epochs, lr, ... of `train_sasrec`
 ): # Trained model, dict of figures
     "Train one contestant and judge it"
     set_seed(seed)
     model = make().to(device)
     log = train_sasrec(model, split, seed=seed, **training)
-    row = figures_of(model.score, split, model.n_items)
+    row = figures_of(model.score, split, model.n_items, users=users)
     return model, dict(row, parameters=model.sizes(), seconds_train=round(log['seconds'], 1), best_epoch=log['best_epoch'], seed=seed)
 
 # %% ../nbs/12_showdown.ipynb #c23
