@@ -89,13 +89,13 @@ def downstream(
     split, # Split
     p, # Preset: sizes of the SASRec
 ): # Dict
-    "Hit@10 of a SASRec that sees only codes"
+    "Hit@10 of a SASRec whose item vectors are plain sums of code vectors"
     from semantic_ids.metrics import evaluate
     from semantic_ids.pipeline import accelerator, sasrec_sizes
     from semantic_ids.sasrec import train_sasrec
     from semantic_ids.semantic_sasrec import SemanticSASRec
     set_seed(p.seed)
-    model = SemanticSASRec(ids.codes, ids.codebook_size, **sasrec_sizes(p)).to(accelerator())
+    model = SemanticSASRec(ids.codes, ids.codebook_size, prefixes=False, temperature=None, **sasrec_sizes(p)).to(accelerator())
     log = train_sasrec(model, split, epochs=p.sasrec_epochs, lr=p.sasrec_lr, seed=p.seed)
     row = evaluate(model.score, split)
     return {'hit@10': row['hit@10'], 'ndcg@10': row['ndcg@10'], 'users': row['users'], 'protocol': split.protocol, 'seconds_sasrec': round(log['seconds'], 1)}
