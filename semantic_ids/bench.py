@@ -195,7 +195,7 @@ def bench_showdown(
     "Hash IDs against semantic IDs, with baselines"
     from semantic_ids.metrics import content_knn, item_knn, last_item, popularity
     from semantic_ids.pipeline import accelerator, sasrec_sizes, set_threads
-    from semantic_ids.showdown import averaged, contest, contestants, figures_of, thin
+    from semantic_ids.showdown import averaged, contest, contestants, figures_of, refit, thin
     set_threads(p.threads)
     (x, cut, ids), n = world(catalogue, p), len(catalogue)
     plain = dict(popularity=lambda: popularity(cut, n), last_item=lambda: last_item(cut, n), item_knn=lambda: item_knn(cut, n), content_knn=lambda: content_knn(x))
@@ -207,6 +207,10 @@ def bench_showdown(
         return dict(row, model=name if share == 1 else f'{name}, {share:.0%} of the data')
     todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for s in seeds for m in THRICE}
     todo |= {f'{m} {seeds[0]}': (lambda m=m: measure(m, seeds[0])) for m in ('semantic_random', 'semantic_parallel')}
+    def again(name, seed):
+        row = contest(contestants(ids(), sasrec_sizes(p))[name], refit(cut), seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)[1]
+        return dict(row, model=f'{name}, refitted')
+    todo |= {f'{m} {seeds[0]} refitted': (lambda m=m: again(m, seeds[0])) for m in ('sasrec', 'semantic_codes_hash')}
     todo |= {f'{m} {seeds[0]} {share}': (lambda m=m, share=share: measure(m, seeds[0], share)) for share in shares for m in THRICE}
     todo |= {f'semantic_ar {seeds[0]}': lambda: measure('semantic_ar', seeds[0])}
     return write_rows(file, _origin(command, catalogue), todo, _settings(p), merge=averaged)
