@@ -66,13 +66,13 @@ def answer_mask(
 # %% ../nbs/15_finetuning.ipynb #c21
 def _flat(tok, texts, max_len):
     "Token rows of many texts at once"
+    if not len(texts): raise InputError('nothing to learn from: no conversation and no text was given')
     rows = tok(texts, add_special_tokens=False, return_attention_mask=False)['input_ids']
     return [np.array(r[:max_len], np.int32) for r in rows]
 
 # %% ../nbs/15_finetuning.ipynb #c22
 def _data(rows, learn):
     "Rows and masks into one TokenData"
-    if not rows: raise InputError('nothing to learn from: no conversation and no text was given')
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
     return TokenData(np.concatenate(rows), np.concatenate(learn), offsets)
 
@@ -217,7 +217,7 @@ def _adamw(p, grad, m, v, step, lr, betas, eps, weight_decay, **_):
     g = grad.float()
     m32,v32,p32 = m.float().lerp_(g, 1-a),v.float().mul_(b).addcmul_(g, g, value=1-b),p.float().mul_(1-lr*weight_decay)
     m.copy_(keep(m32)); v.copy_(keep(v32))
-    p.copy_(keep(p32.addcdiv_(m32, v32.div_(1-b**step).sqrt_().add_(eps), value=-lr/(1-a**step))))
+    p.copy_(keep(p32.addcdiv_(m32, (v32/(1-b**step)).sqrt_().add_(eps), value=-lr/(1-a**step))))
 
 class AdamW16(torch.optim.Optimizer):
     "AdamW with weights and states of 16 bits; steps smaller than the spacing of the numbers survive on average"
@@ -301,10 +301,11 @@ def short_rows(
 @contextmanager
 def _recomputed(model, on):
     "Keep only each layer's input and compute the rest again on the way back"
-    if on: model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    switch = lambda way: getattr(model, f'activation_checkpointing_{way}', None) or getattr(model, f'gradient_checkpointing_{way}')
+    if on: switch('enable')()
     try: yield
     finally:
-        if on: model.gradient_checkpointing_disable()
+        if on: switch('disable')()
 
 # %% ../nbs/15_finetuning.ipynb #c55
 def _parts(o, acc, batch):
@@ -444,7 +445,7 @@ def train(
     o = SimpleNamespace(**locals())
     acc = _accelerator(o)
     if rows_from is not None and acc.is_fsdp2: raise InputError('new rows alone train on one device; launch this stage without FSDP')
-    with new_rows_only(model, rows_from) if rows_from is not None else nullcontext(), short_rows(model), _recomputed(model, recompute):
+    with new_rows_only(model, rows_from) if rows_from is not None else nullcontext(), nullcontext() if row_tokens else short_rows(model), _recomputed(model, recompute):
         learner,*opts = acc.prepare(Learner(model), *optimizers(model, lr, optimizer))
         return _loop(o, acc, learner, opts)
 
