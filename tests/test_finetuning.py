@@ -1,4 +1,4 @@
-"""Finetuning: packing, targets, two processes, resume, the best weights, new rows, LoRA, memory plans."""
+"""Finetuning: packing, targets, two processes, resume, the best weights, new rows, LoRA, memory plans; and the rows that the vocabulary adds."""
 import copy, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from semantic_ids.finetuning import (AdamW16, Learner, TokenData, by_chance, collate, collate_packs, encode_conversations, encode_texts, epoch_batches, epoch_packs, level_accuracy,
+from semantic_ids.finetuning import (AdamW16, Learner, TokenData, by_chance, collate, collate_packs, encode_conversations, encode_texts, epoch_batches, epoch_packs, level_accuracy, chat_text,
                                      load_checkpoint, loss_of, mean_loss, memory_plan, optimizers, pack, recipe, recipes, replies, save_checkpoint, save_model, saved_bytes, train, with_lora)
 from semantic_ids.ids import make_ids
 from semantic_ids.runs import InputError, preset, presets, read_json
-from semantic_ids.vocabulary import extend, load_base, matrices
+from semantic_ids.vocabulary import CHATML, EMPTY_THOUGHT, extend, grow_rows, load_base, matrices, prompt_text, row_drift, sid_tokens, translated, use_chatml
 
 N, K = 40, 8
 ENV = dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
@@ -383,3 +383,92 @@ def test_two_processes_are_one(tmp_path):
     p, q = (load_base(str(tmp_path/k/'model'))[0] for k in ('one', 'two'))
     assert max((x - y).abs().max().item() for x, y in zip(p.parameters(), q.parameters())) < 1e-3
     assert len(read_json(tmp_path/'two'/'ck'/'state.json')['loss']) == 8
+
+
+# --- the vocabulary ---
+
+def test_old_rows_stand_still_in_sixteen_bits(small, data):
+    "Rounding by chance leaves a number alone that has no step to make"
+    model, start = copy.deepcopy(small[0]).to(torch.bfloat16), small[2]
+    old, new = ([m.detach().clone()[s] for m in matrices(model)] for s in (slice(start), slice(start, None)))
+    train(model, data, 6, lr=1e-3, optimizer='adamw16', rows_from=start, batch_tokens=256)
+    assert all(torch.equal(m[:start], o) for m, o in zip(matrices(model), old))
+    assert not any(torch.equal(m[start:], n) for m, n in zip(matrices(model), new))
+
+
+def test_drift_knows_the_markers(small):
+    "One level moved is one level reported, not three rows of its neighbour"
+    model, tok, start, ids, _ = small
+    before = matrices(model)[0].detach().clone()
+    for level in range(4):
+        now, at = before.clone(), tok.convert_tokens_to_ids(f'<|sid_{level*K}|>')
+        now[at:at + K] *= 1.5
+        gone = row_drift(now, before, start, 4, K)
+        assert abs(gone.pop(f'level_{level + 1}') - .5) < 1e-5 and set(gone.values()) == {0.}
+    now = before.clone(); now[start:start + 3] *= 2
+    assert abs(row_drift(now, before, start, 4, K)['markers'] - 1) < 1e-5
+
+
+def test_codebook_is_translated(small):
+    "Where words are a linear function of item vectors, a codebook vector lands where its words are"
+    ids, rng = small[3], np.random.default_rng(0)
+    rows = torch.from_numpy(rng.normal(size=(N, 16)))
+    x = rows.numpy()@rng.normal(size=(16, 24))
+    words = [[i] for i in range(N)]
+    books = np.zeros((4*K, 24)); books[:N//2] = x[:N//2] - x.mean(0)
+    z = translated(rows, words, x, books, ridge=1e-9)
+    want = rows[:N//2] - rows.mean(0)
+    assert torch.nn.functional.cosine_similarity(z[:N//2], want).min() > .999
+    assert (z[N//2:] == 0).all() and torch.allclose(z[:N//2].std(1), rows.std().expand(N//2), rtol=1e-3)
+
+
+def test_extend_with_a_codebook(small):
+    ids, tied = small[3], len(matrices(small[0])) == 1
+    facts, rng = [f'game {i}' for i in range(N)], np.random.default_rng(0)
+    rows = []
+    for codebook in (None, (rng.normal(size=(N, 12)), rng.normal(size=(4*K, 12)))):
+        model, tok = load_base('small', preset('tiny'), facts, tied=tied)
+        start = extend(model, tok, ids, facts, codebook=codebook)
+        rows.append(torch.cat([m[start:len(tok)].detach() for m in matrices(model)]))
+        assert torch.isfinite(rows[-1]).all()
+    assert torch.equal(rows[0][:3], rows[1][:3]) and not torch.equal(rows[0][3:], rows[1][3:])
+
+
+def test_empty_thought_is_qwens(models_folder):
+    "With the block, our template writes what Qwen3's own writes when thinking is off"
+    from transformers import AutoTokenizer
+    tok, theirs = (AutoTokenizer.from_pretrained(models_folder/'qwen_tokenizer') for _ in range(2))
+    use_chatml(tok, EMPTY_THOUGHT)
+    turns = [dict(role=r, content=c) for r, c in (('system', 'S'), ('user', 'a'), ('assistant', 'b'), ('user', 'c'), ('assistant', 'd'))]
+    for n in (2, 3, 4, 5):
+        assert prompt_text(tok, turns[:n]) == theirs.apply_chat_template(turns[:n], add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        assert chat_text(tok, turns[:n]) == theirs.apply_chat_template(turns[:n], tokenize=False, enable_thinking=False)
+    plain = use_chatml(theirs)
+    assert '<think>' not in prompt_text(plain, turns[:2]) and plain.chat_template == CHATML
+
+
+def test_the_true_vocabulary_on_the_meta_device(models_folder):
+    "Qwen3-8B's tables hold 267 spare rows; 1,027 new tokens make 152,704"
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    tok = use_chatml(AutoTokenizer.from_pretrained(models_folder/'qwen_tokenizer'))
+    known = len(tok)
+    tok.add_tokens(sid_tokens(4, 256))
+    assert len(tok) - known == 1027 and 151_936 - known == 267
+    with torch.device('meta'): m = Qwen3ForCausalLM(Qwen3Config(vocab_size=151_936, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=64, tie_word_embeddings=False))
+    grow_rows(m, tok)
+    assert [len(w) for w in matrices(m)] == [152_704]*2
+
+
+def test_stories260k_is_trained_packed(models_folder, small):
+    "A Llama, by the same functions: packed rows, new rows first, then LoRA"
+    pytest.importorskip('peft')
+    ids, frame = small[3], small[4]
+    model, tok = load_base(str(models_folder/'stories260K'))
+    start = extend(model, tok, ids, [f'item {i}' for i in range(N)])
+    data = encode_conversations(tok, frame, max_len=256)
+    old = [m[:start].detach().clone() for m in matrices(model)]
+    train(model, data, 3, rows_from=start, row_tokens=256, batch_tokens=512, dtype='float32')
+    lora = with_lora(model, start, rank=4)
+    log = train(lora, data, 12, row_tokens=256, batch_tokens=512, optimizer='adamw', dtype='float32')
+    assert np.mean(log['loss'][-3:]) < np.mean(log['loss'][:3])
+    assert all(torch.equal(m[:start], o) for m, o in zip(matrices(lora.merge_and_unload()), old))
