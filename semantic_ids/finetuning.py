@@ -13,7 +13,7 @@ import itertools,os,time
 from bisect import bisect_left,insort
 from contextlib import contextmanager,nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property,lru_cache
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,13 +104,15 @@ def _stream(o):
         yield from epoch_packs(o.data, o.batch_tokens, o.row_tokens, o.seed, epoch) if o.row_tokens else epoch_batches(o.data, o.batch_tokens, o.seed, epoch)
 
 @contextmanager
-def _recomputed(model, on):
-    "Keep only each layer's input and compute the rest again on the way back"
-    switch = lambda way: getattr(model, f'activation_checkpointing_{way}', None) or getattr(model, f'gradient_checkpointing_{way}')
-    if on: switch('enable')()
+def _recomputed(model, every):
+    "Every so-manieth layer keeps its input only and computes the rest again on the way back"
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    switch = lambda way: (getattr(model, f'activation_checkpointing_{way}', None) or getattr(model, f'gradient_checkpointing_{way}'))()
+    if every: switch('enable')
+    for i,m in enumerate(m for m in model.modules() if every and isinstance(m, GradientCheckpointingLayer)): m.gradient_checkpointing = i % every == 0
     try: yield
     finally:
-        if on: switch('disable')()
+        if every: switch('disable'); model.disable_input_require_grads()
 
 # %% ../nbs/15_finetuning.ipynb #c19
 def encode_conversations(
@@ -234,13 +236,16 @@ def by_chance(
     return (bits & (-1 << 16)).view(torch.float32).bfloat16()
 
 # %% ../nbs/15_finetuning.ipynb #c48
-def _adamw(p, grad, m, v, step, lr, betas, eps, weight_decay, **_):
+def _adamw(p, grad, m, v, lr, c, d, betas, eps, weight_decay):
     "One step of AdamW in 32 bits on a stretch of numbers that are kept in fewer"
     a,b,keep = *betas,by_chance if p.dtype == torch.bfloat16 else torch.clone
     g = grad.float()
-    m32,v32,p32 = m.float().lerp_(g, 1-a),v.float().mul_(b).addcmul_(g, g, value=1-b),p.float().mul_(1-lr*weight_decay)
+    m32,v32 = m.float().lerp(g, 1-a),v.float()*b + (1-b)*g*g
     m.copy_(keep(m32)); v.copy_(keep(v32))
-    p.copy_(keep(p32.addcdiv_(m32, (v32/(1-b**step)).sqrt_().add_(eps), value=-lr/(1-a**step))))
+    p.copy_(keep(p.float()*(1-lr*weight_decay) - lr*(m32/c)/((v32/d).sqrt()+eps)))
+
+@lru_cache
+def _fused(): return torch.compile(_adamw, dynamic=True)
 
 class AdamW16(torch.optim.Optimizer):
     "AdamW with weights and states of 16 bits; steps smaller than the spacing of the numbers survive on average"
@@ -252,8 +257,9 @@ class AdamW16(torch.optim.Optimizer):
             s = self.state[p]
             if not s: s.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
             s['step'] += 1
+            now = [torch.tensor(x, device=p.device) for x in (g['lr'], *(1-b**s['step'].item() for b in g['betas']))]
             parts = (t.reshape(-1).split(1 << 26) for t in (p, p.grad, s['exp_avg'], s['exp_avg_sq']))
-            for part in zip(*parts): _adamw(*part, s['step'].item(), **g)
+            for part in zip(*parts): (_fused() if p.is_cuda else _adamw)(*part, *now, g['betas'], g['eps'], g['weight_decay'])
 
 # %% ../nbs/15_finetuning.ipynb #c49
 def optimizers(
@@ -500,7 +506,7 @@ def train(
     label='training', # What the progress line says
     row_tokens=None, # Pack conversations into rows of so many tokens; None pads
     accumulate=1, # Pieces of a batch that pass through the model one after the other
-    recompute=False, # Save memory: compute activations twice
+    recompute=0, # Save memory: 1 computes the activations of each layer twice, 2 of every second, ...
     val=None, # TokenData; the weights that do best on them are kept
     probe=None, # Called with step; what it returns, a dict, is logged
     seconds=None, # Time budget; the schedule follows the clock, so such a run does not repeat
@@ -574,9 +580,9 @@ def saved_bytes(
 
 # %% ../nbs/15_finetuning.ipynb #c90
 recipes = dict(
-    colab=dict(weights='float32', dtype='float16', row_tokens=1024, accumulate=4, recompute=True),
-    gpu=dict(weights='bfloat16', optimizer='adamw16', row_tokens=2048, accumulate=8, recompute=True),
-    cluster=dict(weights='float32', row_tokens=2048, recompute=True))
+    colab=dict(weights='float32', dtype='float16', row_tokens=1024, accumulate=4, recompute=1),
+    gpu=dict(weights='bfloat16', optimizer='adamw16', row_tokens=2048, accumulate=16, recompute=2),
+    cluster=dict(weights='float32', row_tokens=2048, recompute=1))
 
 def recipe(
     name, # Of a preset
