@@ -121,13 +121,19 @@ def encode_conversations(
     max_len=1024, # Tokens kept of a conversation
 ): # TokenData
     "Tokens of the conversations and what of them is to be learned"
-    texts = [chat_text(tok, m) for m in frame['messages'].to_list()]
+    if lacks := {'messages', 'learn'} - set(frame.columns): raise InputError(f"conversations lack the column '{min(lacks)}'; they need messages and learn")
+    if not len(frame): raise InputError('nothing to learn from: the frame holds no conversation')
+    if '<|sid_0|>' not in tok.get_added_vocab(): raise InputError('the tokenizer knows no SID tokens; call extend(model, tok, ids) first')
+    parts = [_encode(tok, part, max_len) for part in frame.iter_slices(10_000)]
+    return _data(*(list(itertools.chain(*p)) for p in zip(*parts)))
+
+def _encode(tok, frame, max_len):
+    "Rows and masks of some conversations; all at once they would take a hundred bytes a token"
     header = np.array(tok('<|im_start|>assistant\n', add_special_tokens=False)['input_ids'])
     end,sid_0 = tok.convert_tokens_to_ids(['<|im_end|>', '<|sid_0|>'])
-    last = max(tok.get_vocab()[t] for t in tok.get_added_vocab())
-    rows = _flat(tok, texts, max_len)
-    masks = [answer_mask(r, header, end) | ((r >= sid_0) & (r <= last) & (k == 'ids')) for r,k in zip(rows, frame['learn'].to_list())]
-    return _data(rows, masks)
+    last = max(tok.get_added_vocab().values())
+    rows = _flat(tok, [chat_text(tok, m) for m in frame['messages'].to_list()], max_len)
+    return rows,[answer_mask(r, header, end) | ((r >= sid_0) & (r <= last) & (k == 'ids')) for r,k in zip(rows, frame['learn'].to_list())]
 
 # %% ../nbs/15_finetuning.ipynb #c21
 def encode_texts(
@@ -336,6 +342,13 @@ def _states(tensors, i, opt):
         if name.startswith(f'opt.{i}.'): _,_,j,k = name.split('.', 3); out.setdefault(int(j), {})[k] = _like(t, ps[int(j)])
     return out
 
+def _check(o):
+    "What would break in the middle of a run is said before it"
+    n,rows = max([d.tokens.max() for d in (o.data, o.val) if d is not None and len(d)], default=-1),len(matrices(o.model)[0])
+    if n >= rows: raise InputError(f'{o.label}: the data hold token {n}, the model has {rows} rows; extend model and tokenizer together')
+    for k in ('steps', 'batch_tokens', 'accumulate', 'every'):
+        if getattr(o, k) < (k != 'steps'): raise InputError(f'{o.label}: {k} is {getattr(o, k)}; it must be {int(k != "steps")} or more')
+
 def _key(o):
     "Hash of all that decides the curve"
     shapes = {n: list(p.shape) for n,p in o.model.named_parameters()}
@@ -514,6 +527,7 @@ def train(
 ): # dict of loss per step, tokens, seconds, tokens_per_second, peak_mb, val, probes
     "Train for a fixed number of steps; with a checkpoint, go on where a killed run stopped"
     o = SimpleNamespace(**locals())
+    _check(o)
     acc = _accelerator(o)
     if rows_from is not None and acc.is_fsdp2: raise InputError('new rows alone train on one device; launch this stage without FSDP')
     with new_rows_only(model, rows_from) if rows_from is not None else nullcontext(), nullcontext() if row_tokens else short_rows(model), _recomputed(model, recompute):

@@ -122,6 +122,14 @@ def test_only_targets_matter(model, data):
 
 def test_nothing_to_learn_is_said(small):
     with pytest.raises(InputError, match='nothing to learn'): encode_texts(small[1], [])
+    with pytest.raises(InputError, match='nothing to learn'): encode_conversations(small[1], small[4][:0])
+    with pytest.raises(InputError, match="lack the column 'learn'"): encode_conversations(small[1], small[4].drop('learn'))
+
+
+def test_model_and_words_must_fit(small, data):
+    model, tok = load_base('small', preset('tiny'), ['a game'])
+    with pytest.raises(InputError, match='call extend'): encode_conversations(tok, small[4])
+    with pytest.raises(InputError, match='extend model and tokenizer together'): train(model, data, 2)
 
 
 # --- one loop, in pieces ---
@@ -149,6 +157,8 @@ def test_loss_that_is_no_number_is_one_clear_error(model, data, tmp_path):
 
 def test_bad_settings(model, data):
     with pytest.raises(InputError, match='unknown optimizer'): train(model, data, 2, optimizer='sgd')
+    for k, v in dict(steps=-1, batch_tokens=0, accumulate=0, every=0).items():
+        with pytest.raises(InputError, match=f'{k} is {v}'): train(model, data, **dict(dict(steps=2), **{k: v}))
     with pytest.raises(InputError, match='unknown dtype'): train(model, data, 2, dtype='int8')
     with pytest.raises(InputError, match="optimizer='adamw'"): train(model, data, 2, dtype='float16')
 
