@@ -398,7 +398,7 @@ def test_two_processes_are_one(tmp_path):
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(tmp_path/'run.py')]
     two = subprocess.Popen(launch, env=dict(ENV, ACCELERATE_USE_CPU='true'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     one_run(tmp_path/'one')
-    out = two.communicate(timeout=120)[0]
+    out = two.communicate(timeout=300)[0]
     assert two.returncode == 0, out[-2000:]
     a, b = (read_json(tmp_path/k/'log.json') for k in ('one', 'two'))
     assert (a['n'], b['n']) == (1, 2) and a['tokens'] == b['tokens']
