@@ -2,7 +2,6 @@
 
     python tests/bench/finetuning.py                       the quickstart's model and conversations, AdamW on both sides
     python tests/bench/finetuning.py --optimizer muon      our default optimizer, which takes longer for a step and needs fewer
-    python tests/bench/finetuning.py --vocab 152704        a table as long as Qwen3's, where the head decides
 
 The peer has the original's settings: 16 conversations drawn at random and padded to the longest, eight such batches to
 a step, a loss on every token with logits for every position, bf16 products, AdamW. Ours: batches of 1,536 tokens of similar
@@ -29,7 +28,6 @@ def material(a):
     words = [m['content'] for c in talks['messages'].to_list() for m in c if '<|' not in m['content']]
     model, tok = load_base('small', p, language_texts(shop, n=300) + words)
     extend(model, tok, ids, item_text(shop.items))
-    if a.vocab: model.resize_token_embeddings(a.vocab, mean_resizing=False)
     return model, encode_conversations(tok, talks), p
 
 def padded(model, data, steps, lr, seed, rows=16, accumulate=8):
@@ -58,7 +56,6 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--conversations', type=int, default=4000)
     p.add_argument('--optimizer', default='adamw')
-    p.add_argument('--vocab', type=int, help='rows of the table')
     p.add_argument('--steps', type=int, default=12, help='of ours in a round; the peer gets as many tokens')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--seed', type=int, default=42)
