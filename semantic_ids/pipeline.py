@@ -254,10 +254,12 @@ def hush():
     logging.disable_progress_bar()
 
 def options(w, steps, label):
-    "What all three trainings share"
+    "What all three trainings share, and what the preset's card asks for"
+    from semantic_ids.finetuning import recipe
     p = w.preset
-    return dict(steps=steps, lr=p.llm_lr, batch_tokens=p.batch_tokens, optimizer=p.optimizer, dtype=p.dtype, seed=p.seed,
-                checkpoint=w.partial('llm')/label, every=max(2, min(100, steps//5)), label=label)
+    shared = dict(steps=steps, lr=p.llm_lr, batch_tokens=p.batch_tokens, optimizer=p.optimizer, dtype=p.dtype, seed=p.seed,
+                  checkpoint=w.partial('llm')/label, every=max(2, min(100, steps//5)), label=label)
+    return shared | recipe(p.name)[1]
 
 def text_loss(model, tok, texts):
     "Mean loss of a model on plain texts"
@@ -292,7 +294,7 @@ def teach_words(w, folder):
     from semantic_ids import finetuning as ft,vocabulary as v
     from semantic_ids.conversations import item_words
     p,(texts,held) = w.preset,w.texts
-    model,tok = v.load_base(p.llm, p, [*texts, *said(w.talks)])
+    model,tok = v.load_base(p.llm, p, [*texts, *said(w.talks)], dtype=ft.recipe(p.name)[0])
     model.to(accelerator())
     logs = dict(language=ft.train(model, ft.encode_texts(tok, texts), **options(w, p.language_steps, 'language')))
     before = text_loss(model, tok, held)
@@ -310,7 +312,7 @@ def make_llm(w, d):
     spoken = w.partial('llm')/'spoken'
     if not spoken.exists():
         with atomic(spoken) as tmp: teach_words(w, tmp)
-    model,tok = v.load_base(str(spoken))
+    model,tok = v.load_base(str(spoken), dtype=ft.recipe(w.preset.name)[0])
     model.to(accelerator())
     past,data = read_json(spoken/'train.json'),ft.encode_conversations(tok, w.talks)
     log = ft.train(model, data, **options(w, w.preset.llm_steps, 'finetuning'))
