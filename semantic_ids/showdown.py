@@ -30,7 +30,7 @@ def contestants(
     k, noise = ids.codebook_size, random_codes(len(ids), ids.n_levels, ids.codebook_size)
     codes = lambda c, kind=SemanticSASRec, **kw: lambda: kind(c, max(k, int(c.max()) + 1), **kw, **sizes)
     return dict(sasrec=lambda: SASRec(len(ids), **sizes), semantic_codes=codes(ids.codes),
-                semantic_codes_hash=codes(ids.codes, hash=True, prefixes=False), semantic_random=codes(noise), semantic_ar=codes(ids.codes, kind=ARSASRec), semantic_parallel=codes(ids.codes, kind=ParallelSASRec))
+                semantic_codes_hash=codes(ids.codes, hash=True, prefixes=False), semantic_random=codes(noise, prefixes=False, temperature=None), semantic_ar=codes(ids.codes, kind=ARSASRec), semantic_parallel=codes(ids.codes, kind=ParallelSASRec))
 
 # %% ../nbs/12_showdown.ipynb #c12
 def masks(
