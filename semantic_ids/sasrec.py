@@ -29,7 +29,7 @@ def attention_mask(items, # Item indices (b, l), -1 where padded
     self_ = torch.eye(l, dtype=torch.bool, device=items.device)
     return self_.new_ones(l, l).tril() & (items >= 0)[:, None] | self_
 
-# %% ../nbs/10_sasrec.ipynb #c18
+# %% ../nbs/10_sasrec.ipynb #c16
 class Block(nn.Module):
     "Pre-norm attention and a two-layer perceptron, each added to its input"
     def __init__(self, d, n_heads, dropout):
@@ -47,7 +47,7 @@ class Block(nn.Module):
         x = x + F.dropout(self.out(z.transpose(1, 2).reshape(b, l, d)), p)
         return x + F.dropout(self.mlp(self.norm2(x)), p)
 
-# %% ../nbs/10_sasrec.ipynb #c20
+# %% ../nbs/10_sasrec.ipynb #c18
 class SASRec(nn.Module):
     "Self-attentive sequential recommender with one vector an item"
     shared = 'position', 'blocks', 'norm'
@@ -67,19 +67,20 @@ class SASRec(nn.Module):
         self.item = nn.Embedding(n_items, d)
         nn.init.normal_(self.item.weight, std=.02 if self.temperature else .05)
 
-# %% ../nbs/10_sasrec.ipynb #c21
+# %% ../nbs/10_sasrec.ipynb #c19
 @patch
 def vectors(self:SASRec, idx=None):
     "Vectors of the items in `idx`, or of all"
     return self.item.weight if idx is None else self.item(idx)
 
+# %% ../nbs/10_sasrec.ipynb #c23
 @patch
 def scored(self:SASRec, idx=None):
     "The vectors that scores are taken with: of length one, unless `temperature` is None"
     v = self.vectors(idx)
     return v if self.temperature is None else F.normalize(v, dim=-1)
 
-# %% ../nbs/10_sasrec.ipynb #c23
+# %% ../nbs/10_sasrec.ipynb #c25
 @patch
 def forward(self:SASRec,
             items,     # Item indices (b, l), the newest last, -1 where padded
@@ -94,7 +95,7 @@ def forward(self:SASRec,
     h = self.norm(x)
     return h if self.temperature is None else F.normalize(h, dim=-1) / self.temperature
 
-# %% ../nbs/10_sasrec.ipynb #c25
+# %% ../nbs/10_sasrec.ipynb #c27
 @patch
 def logits(self:SASRec, h, idx=None):
     "Scores of the items `idx`, or of all, after hidden states h (b, d)"
@@ -105,7 +106,7 @@ def paired(self:SASRec, h, idx):
     "Score of one item for each hidden state"
     return (h * self.scored(idx)).sum(-1)
 
-# %% ../nbs/10_sasrec.ipynb #c27
+# %% ../nbs/10_sasrec.ipynb #c29
 def _known(model, v):
     "Raise unless every item index in `v` is one of the model's"
     bad = v[(v < 0) | (v >= model.n_items)]
@@ -118,7 +119,7 @@ def read(self:SASRec, inputs):
     n = int(inputs.lengths.max(initial=1).clip(1, self.max_len))
     return self.eval()(torch.as_tensor(inputs.last(n), device=self.prior.device))[:, -1]
 
-# %% ../nbs/10_sasrec.ipynb #c28
+# %% ../nbs/10_sasrec.ipynb #c30
 @patch
 @torch.no_grad()
 def score(self:SASRec,
@@ -130,7 +131,7 @@ def score(self:SASRec,
     s, empty = self.logits(h), torch.as_tensor(inputs.lengths == 0, device=h.device)
     return torch.where(empty[:, None], self.prior, s) if empty.any() else s
 
-# %% ../nbs/10_sasrec.ipynb #c38
+# %% ../nbs/10_sasrec.ipynb #c40
 class Windows:
     "Every purchase is a target once; long histories are cut into windows of `max_len`"
     def __init__(self, sequences, max_len):
@@ -146,7 +147,7 @@ class Windows:
 
     def __len__(self): return len(self.start)
 
-# %% ../nbs/10_sasrec.ipynb #c39
+# %% ../nbs/10_sasrec.ipynb #c41
 @patch
 def batch(self:Windows, idx):
     "Inputs and targets (b, l) of the windows `idx`, -1 where padded"
@@ -155,7 +156,7 @@ def batch(self:Windows, idx):
     x, y = (np.where(at < s, -1, self.values[np.maximum(at + j, 0)]) for j in (0, 1))
     return torch.from_numpy(x), torch.from_numpy(y)
 
-# %% ../nbs/10_sasrec.ipynb #c46
+# %% ../nbs/10_sasrec.ipynb #c48
 def batches(windows, # Windows
             size,    # Windows in a batch
             g,       # torch.Generator
@@ -167,7 +168,7 @@ def batches(windows, # Windows
     out = [p[i:i + size] for p in parts for i in range(0, len(p), size)]
     return [out[i] for i in torch.randperm(len(out), generator=g)]
 
-# %% ../nbs/10_sasrec.ipynb #c49
+# %% ../nbs/10_sasrec.ipynb #c51
 def softmax_loss(model,
                  x, y,           # Inputs and targets (b, l), -1 where padded
                  negatives=None, # Items drawn in place of all
@@ -182,14 +183,14 @@ def softmax_loss(model,
 
 SASRec.loss = staticmethod(softmax_loss)
 
-# %% ../nbs/10_sasrec.ipynb #c55
+# %% ../nbs/10_sasrec.ipynb #c57
 def one_cycle(u,       # Share of the steps done
               warm=.1, # Share spent rising
              ):        # Factor on the learning rate
     "Linear up, cosine down to zero"
     return u / warm if u < warm else .5 + .5 * math.cos(math.pi * (u - warm) / (1 - warm))
 
-# %% ../nbs/10_sasrec.ipynb #c57
+# %% ../nbs/10_sasrec.ipynb #c59
 def train_epoch(model, windows, opt, plan, batch, seed, loss, negatives, dtype, note):
     "Every window once; the mean loss"
     torch.manual_seed(seed)
@@ -204,7 +205,7 @@ def train_epoch(model, windows, opt, plan, batch, seed, loss, negatives, dtype, 
         total, n = total + l.item() * k, n + k
     return total / n
 
-# %% ../nbs/10_sasrec.ipynb #c58
+# %% ../nbs/10_sasrec.ipynb #c60
 def step_log(model, opt, plan, rows, every):
     "note(loss, samples): appends a row to `rows` every so many steps"
     seen = [0, time.perf_counter()]
@@ -218,7 +219,7 @@ def step_log(model, opt, plan, rows, every):
         seen[:] = 0, time.perf_counter()
     return note
 
-# %% ../nbs/10_sasrec.ipynb #c60
+# %% ../nbs/10_sasrec.ipynb #c62
 def _restore(file, settings, model, opt, plan):
     "Log and best weights of a checkpoint with the same settings, else of a fresh start"
     fresh = dict(loss=[], valid=[], steps=[], best_epoch=0, seconds=0.), None
@@ -233,7 +234,7 @@ def _restore(file, settings, model, opt, plan):
     plan.load_state_dict(about['plan'])
     return about['log'], parts['best.'] or None
 
-# %% ../nbs/10_sasrec.ipynb #c61
+# %% ../nbs/10_sasrec.ipynb #c63
 def _keep(file, settings, log, model, opt, plan, best):
     "Write a checkpoint, whole or not at all: tensors as safetensors, the rest as JSON in its header"
     if not file: return
@@ -244,7 +245,7 @@ def _keep(file, settings, log, model, opt, plan, best):
 
 def _copy(model): return {k: v.clone() for k, v in model.state_dict().items()}
 
-# %% ../nbs/10_sasrec.ipynb #c63
+# %% ../nbs/10_sasrec.ipynb #c65
 def train_sasrec(model,             # SASRec, trained in place
                  split,             # Split
                  epochs=15,         # Times that every purchase is a target
@@ -283,7 +284,7 @@ def train_sasrec(model,             # SASRec, trained in place
     model.eval()
     return log
 
-# %% ../nbs/10_sasrec.ipynb #c64
+# %% ../nbs/10_sasrec.ipynb #c66
 def _validate(model, split, log, epoch, best, users):
     "Log the validation figures; the best weights so far"
     row = evaluate(model.score, split, 'valid', batch=max(1, min(512, 2**25 // model.n_items)), users=users)
@@ -298,14 +299,14 @@ def _stale(log, patience):
     v = [r['ndcg@10'] for r in log['valid']]
     return bool(patience) and len(v) > patience and max(v[-patience:]) <= max(v[:-patience])
 
-# %% ../nbs/10_sasrec.ipynb #c66
+# %% ../nbs/10_sasrec.ipynb #c68
 @patch
 def sizes(self:SASRec):
     "Number of parameters: item vectors, and all else"
     other = sum(p.numel() for m in self.shared for p in getattr(self, m).parameters())
     return dict(embedding=sum(p.numel() for p in self.parameters()) - other, other=other)
 
-# %% ../nbs/10_sasrec.ipynb #c67
+# %% ../nbs/10_sasrec.ipynb #c69
 @patch
 def save(self:SASRec, folder):
     "Write model.safetensors and config.json"
@@ -314,7 +315,7 @@ def save(self:SASRec, folder):
     with atomic(Path(folder) / 'model.safetensors') as f: f.write_bytes(weights)
     write_json(Path(folder) / 'config.json', self.config)
 
-# %% ../nbs/10_sasrec.ipynb #c68
+# %% ../nbs/10_sasrec.ipynb #c70
 @patch(cls_method=True)
 def load(cls:SASRec, folder):
     "The model that `save` wrote"

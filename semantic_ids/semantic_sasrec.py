@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .runs import InputError
 from .sasrec import SASRec
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c16
+# %% ../nbs/11_semantic_sasrec.ipynb #c18
 def check_codes(codes,         # (n, levels)
                 codebook_size, # Codes a level
                ):              # int64 tensor
@@ -25,11 +25,10 @@ def check_codes(codes,         # (n, levels)
         raise InputError(f'codes run from {int(codes.min())} to {int(codes.max())}; with codebook_size={codebook_size} they must lie between 0 and {codebook_size - 1}')
     return codes
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c17
-def shared_prefixes(
-    codes, # int64 tensor (n, levels)
-    known=None, # Items that count, the first ones; None counts all
-): # int64 tensor (n, levels - 2), 0 where an item is alone
+# %% ../nbs/11_semantic_sasrec.ipynb #c22
+def shared_prefixes(codes,      # int64 tensor (n, levels)
+                    known=None, # Items that count, the first ones; None counts all
+                   ):           # int64 tensor (n, levels - 2), 0 where an item is alone
     "Numbers, from 1, of the prefixes of two codes or more that several items share, the whole ID left out"
     at, n = torch.zeros(len(codes), max(codes.shape[1] - 2, 0), dtype=torch.int64), 0
     for l in range(2, codes.shape[1]):
@@ -39,7 +38,7 @@ def shared_prefixes(
         n += int(shared.sum())
     return at
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c18
+# %% ../nbs/11_semantic_sasrec.ipynb #c25
 class SemanticSASRec(SASRec):
     "SASRec whose item vectors are made of code vectors"
     def __init__(self, codes, codebook_size, hash=False, hidden=32, prefixes=True, known=None, **kw):
@@ -67,7 +66,7 @@ class SemanticSASRec(SASRec):
             self.item = nn.Embedding(n_items, d)
             nn.init.zeros_(self.item.weight)
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c20
+# %% ../nbs/11_semantic_sasrec.ipynb #c27
 @patch
 def vectors(self:SemanticSASRec, idx=None):
     "Vectors of the items in `idx`, or of all, from their codes"
@@ -81,7 +80,7 @@ def vectors(self:SemanticSASRec, idx=None):
     v = v.view(*codes.shape[:-1], v.shape[-1])
     return v + (self.item.weight if idx is None else self.item(idx)) if hash else v
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c21
+# %% ../nbs/11_semantic_sasrec.ipynb #c28
 @patch(cls_method=True)
 def _empty(cls:SemanticSASRec, config, weights):
     "A model of the saved form, before its weights"
@@ -89,7 +88,7 @@ def _empty(cls:SemanticSASRec, config, weights):
     old = dict(temperature=None, prefixes=False)
     return cls(codes - torch.arange(codes.shape[1]) * k, **{k: v for k, v in dict(old, **config).items() if k != 'n_items'})
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c23
+# %% ../nbs/11_semantic_sasrec.ipynb #c30
 @patch(cls_method=True)
 def of(cls:SemanticSASRec,
        ids,  # SemanticIDs
@@ -98,7 +97,7 @@ def of(cls:SemanticSASRec,
     "A model of these semantic IDs"
     return cls(ids.codes, ids.codebook_size, **kw)
 
-# %% ../nbs/11_semantic_sasrec.ipynb #c29
+# %% ../nbs/11_semantic_sasrec.ipynb #c36
 def random_codes(n,      # Items
                  levels, # Learned levels that are imitated
                  K,      # Codes a level
