@@ -7,7 +7,7 @@ __all__ = ['level_tokens', 'prompt_tokens', 'head_logits', 'exact_scores', 'pref
            'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'TextProcessor']
 
 # %% ../nbs/16_decoding.ipynb #c4
-import copy,itertools
+import copy,inspect,itertools
 from contextlib import contextmanager
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def prompt_tokens(
     texts = [prompt_text(tok, p) + prefix for p in prompts]
     return [r[-limit:] for r in tok(texts, add_special_tokens=False)['input_ids']]
 
-# %% ../nbs/16_decoding.ipynb #c28
+# %% ../nbs/16_decoding.ipynb #c27
 def head_logits(
     model, # A language model
     h, # Hidden states (..., d)
@@ -55,7 +55,7 @@ def head_logits(
     with torch.autocast(h.device.type, enabled=False):
         return F.linear(h.float(), head.weight[tokens].float(), None if getattr(head, 'bias', None) is None else head.bias[tokens].float())
 
-# %% ../nbs/16_decoding.ipynb #c31
+# %% ../nbs/16_decoding.ipynb #c30
 @torch.no_grad()
 def exact_scores(
     model, # An extended language model
@@ -76,22 +76,22 @@ def exact_scores(
                        for l,t in enumerate(levels)))
     return torch.cat(out)[:, 0].numpy()
 
-# %% ../nbs/16_decoding.ipynb #c34
+# %% ../nbs/16_decoding.ipynb #c33
 def prefill(
     model, # A language model
     rows, # Tokens of the prompts
 ): # Hidden state at each prompt's end (u, d), lengths (u,), cache
     "Read all prompts at once, padded on the right: causal attention never looks there"
     from transformers import DynamicCache
-    if not model._supports_sdpa or model._is_stateful:
-        raise InputError(f'{type(model).__name__}: its attention takes no mask of ours; use generate_items, or generate with a TextProcessor')
+    if model._is_stateful or 'position_ids' not in inspect.signature(model.base_model.forward).parameters:
+        raise InputError(f'{type(model).__name__} cannot hold a tree in one cache; use generate_items, or generate with a TextProcessor')
     n = torch.tensor([len(r) for r in rows], device=model.device)
     x = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True).to(model.device)
     cache = DynamicCache()
     h = model.base_model(input_ids=x, past_key_values=cache, use_cache=True).last_hidden_state
     return h[torch.arange(len(rows), device=n.device), n-1],n,cache
 
-# %% ../nbs/16_decoding.ipynb #c37
+# %% ../nbs/16_decoding.ipynb #c36
 class LMStep:
     "The `step` that a language model supplies to `ids.beam`: all beams of a prompt are branches of one tree in one cache"
     def __init__(self, model, tok, ids, rows):
@@ -113,7 +113,7 @@ class LMStep:
         return self.model.base_model(input_ids=self.tokens[level-1][codes], past_key_values=self.cache, use_cache=True,
             attention_mask=_mask(self.model, self.see, here[..., None]-self.at[:, None]), position_ids=here).last_hidden_state
 
-# %% ../nbs/16_decoding.ipynb #c38
+# %% ../nbs/16_decoding.ipynb #c37
 def _mask(model, see, back):
     "(u, w, t) of who sees whom as the model's attention takes it; `back` says how far, for layers that look back no further than a window"
     kinds,window = set(getattr(model.config, 'layer_types', None) or ()),getattr(model.config, 'sliding_window', None)
@@ -121,27 +121,25 @@ def _mask(model, see, back):
     near = _form(model, see & (back < window))
     return dict(full_attention=_form(model, see), sliding_attention=near) if len(kinds) > 1 else near
 
-# %% ../nbs/16_decoding.ipynb #c39
 def _form(model, see):
     "True and False for the fused attention, 0 and a very small number for the plain one"
     see = see[:, None]
     if model.config._attn_implementation == 'sdpa': return see
     return torch.zeros(see.shape, device=see.device, dtype=model.dtype).masked_fill(~see, torch.finfo(model.dtype).min)
 
-# %% ../nbs/16_decoding.ipynb #c40
+# %% ../nbs/16_decoding.ipynb #c38
 @contextmanager
 def _reading(model, dtype):
     "No gradients, no dropout, an attention that takes our mask, matrix products in `dtype`"
     attention,training = model.config._attn_implementation,model.training
     model.eval()
-    if attention not in ('eager', 'sdpa'): model.set_attn_implementation('sdpa')
+    if attention not in ('eager', 'sdpa'): model.set_attn_implementation('sdpa' if model._supports_sdpa else 'eager')
     try:
         with torch.no_grad(),_autocast(model.device, dtype): yield
     finally:
         model.train(training)
         if attention not in ('eager', 'sdpa'): model.set_attn_implementation(attention)
 
-# %% ../nbs/16_decoding.ipynb #c41
 def _allowed(allowed, users, ids):
     "One row of yes and no per prompt; one row alone is for all"
     if allowed is None: return None
@@ -150,7 +148,7 @@ def _allowed(allowed, users, ids):
         raise InputError(f'allowed: shape {a.shape}, wanted ({users}, {len(ids)}), a yes or no per prompt and item, or ({len(ids)},) for all prompts')
     return np.broadcast_to(a, (users, len(ids)))
 
-# %% ../nbs/16_decoding.ipynb #c42
+# %% ../nbs/16_decoding.ipynb #c39
 def item_beam(
     model, # An extended language model
     tok, # Its tokenizer
@@ -161,21 +159,22 @@ def item_beam(
     allowed=None, # Items each prompt may get (u, n_items), default all
     dtype='float32', # Of the matrix products
     prefix='', # What the assistant has said already
-    width=None, # Beams kept between levels, default n
+    width=None, # Beams kept between levels, n or more
     batch=32, # Prompts at once; fewer if the beams are many
 ): # Items (u, n), -1 where there are none left, and their scores
     "The n best items for each prompt"
     if n < 1: raise InputError(f'n={n}: ask for at least one item')
     rows,allowed = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>'),_allowed(allowed, len(prompts), ids)
     items,scores = np.full((len(rows), n), -1),np.full((len(rows), n), -np.inf, np.float32)
-    order,batch = np.argsort([len(r) for r in rows], kind='stable'),max(1, min(batch, 8192//(width or n)))
+    width,order = max(n, width or n),np.argsort([len(r) for r in rows], kind='stable')
+    batch = max(1, min(batch, 8192//width))
     for b in np.split(order, range(batch, len(order), batch)) if len(order) else []:
         ok = None if allowed is None else allowed[b]
         with _reading(model, dtype): found = beam(LMStep(model, tok, ids, [rows[j] for j in b]), trie, n, len(b), ok, width)
         items[b],scores[b] = (t.cpu().numpy() for t in found)
     return items,scores
 
-# %% ../nbs/16_decoding.ipynb #c56
+# %% ../nbs/16_decoding.ipynb #c53
 class SidProcessor:
     "For transformers' `generate`: log-softmax over the level, then only codes that lead to an allowed item"
     def __init__(self, tok, ids, trie, prompt_length, allowed=None):
@@ -200,23 +199,24 @@ class SidProcessor:
             is_code = said[:, level, None] == self.tokens[level].to(said.device)
             nodes = child.masked_fill(~is_code, -1).max(1).values
 
-# %% ../nbs/16_decoding.ipynb #c57
+# %% ../nbs/16_decoding.ipynb #c54
 def generate_items(
     model, # Any extended causal language model
     tok, ids, trie, prompts, # As for `item_beam`
     n=10, # Items wanted
     allowed=None, # As for `item_beam`
     prefix='', # What the assistant has said already
-    width=None, # Beams kept between levels, default n
+    width=None, # Beams kept between levels, n or more
 ): # As from `item_beam`
     "The n best items for each prompt by transformers' `generate`: slower, with any architecture"
     rows,allowed = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>'),_allowed(allowed, len(prompts), ids)
     found = [_generate(model, tok, ids, trie, r, n, None if allowed is None else allowed[i], max(n, width or n, 2)) for i,r in enumerate(rows)]
     return tuple(np.stack(x) for x in zip(*found)) if found else (np.zeros((0, n), int), np.zeros((0, n), np.float32))
 
-# %% ../nbs/16_decoding.ipynb #c58
+# %% ../nbs/16_decoding.ipynb #c55
 def _generate(model, tok, ids, trie, row, n, allowed, beams):
     "One prompt through `generate`, whatever settings the model brings along"
+    if allowed is not None and not allowed.any(): return np.full(n, -1),np.full(n, -np.inf, np.float32)
     was,x,L = model.generation_config,torch.tensor([row], device=model.device),trie.n_levels
     plain_generation(model, tok)
     try:
@@ -228,7 +228,7 @@ def _generate(model, tok, ids, trie, row, n, allowed, beams):
     real = out.sequences_scores.cpu().numpy() > -1e8
     return np.array([ids.lookup(c) if r else -1 for c,r in zip(codes.tolist(), real)]),np.where(real, out.sequences_scores.cpu().numpy(), -np.inf)
 
-# %% ../nbs/16_decoding.ipynb #c77
+# %% ../nbs/16_decoding.ipynb #c73
 class Guide:
     "What may be said next: words anywhere, and inside an ID only what leads to an allowed item not yet said"
     def __init__(self, tok, ids, trie, size, allowed=None):
@@ -250,14 +250,14 @@ class Guide:
         g.left,g.path,g.items,g.paths = self.left.copy(),[*self.path],[*self.items],[*self.paths]
         return g
 
-# %% ../nbs/16_decoding.ipynb #c78
+# %% ../nbs/16_decoding.ipynb #c74
 def _below(trie, left):
     "How many of the items left are behind each node, for every level, root first"
     n = [left[trie.item].astype(np.int64)]
     for o in reversed(trie.offsets): n.append(np.add.reduceat(n[-1], o[:-1]))
     return n[::-1]
 
-# %% ../nbs/16_decoding.ipynb #c80
+# %% ../nbs/16_decoding.ipynb #c76
 def ways(
     guide, # Guide, inside an ID
 ): # Nodes and codes
@@ -267,7 +267,7 @@ def ways(
     for p in guide.paths: n[nodes == p[guide.level]] -= 1
     return nodes[n > 0],codes[n > 0]
 
-# %% ../nbs/16_decoding.ipynb #c81
+# %% ../nbs/16_decoding.ipynb #c77
 def may(
     guide, # Guide
 ): # (vocabulary,) bool
@@ -279,7 +279,7 @@ def may(
         else: ok[guide.tokens[guide.level][ways(guide)[1]]] = True
     return ok
 
-# %% ../nbs/16_decoding.ipynb #c82
+# %% ../nbs/16_decoding.ipynb #c78
 def take(
     guide, # Guide; moves on
     token, # What was said
@@ -295,20 +295,18 @@ def take(
         guide.path.append(guide.node)
         if guide.level == guide.trie.n_levels: _said(guide, int(guide.trie.item[guide.node]))
 
-# %% ../nbs/16_decoding.ipynb #c83
 def _said(guide, item):
     "Note an item; it will not be said again"
     guide.items.append(item)
     if guide.left[item]: guide.paths.append(guide.path)
     guide.left[item] = False
 
-# %% ../nbs/16_decoding.ipynb #c85
+# %% ../nbs/16_decoding.ipynb #c80
 def _draw(logits, temperature, g):
     "The likeliest token, or a draw"
     if not temperature: return int(logits.argmax())
     return int(torch.multinomial((logits/temperature).softmax(-1), 1, generator=g))
 
-# %% ../nbs/16_decoding.ipynb #c86
 class Talk:
     "One answer in the making"
     def __init__(self, guide, begun, temperature, seed):
@@ -325,7 +323,7 @@ class Talk:
         if not self.done: self.said.append(t); take(self.guide, t)
         return t
 
-# %% ../nbs/16_decoding.ipynb #c88
+# %% ../nbs/16_decoding.ipynb #c82
 def answers(
     model, # An extended language model
     tok, # Its tokenizer
@@ -348,7 +346,7 @@ def answers(
         with _reading(model, dtype): _together(model, talks, rows, max_tokens)
     return [_spoken(tok, t.said, guide) for t in talks]
 
-# %% ../nbs/16_decoding.ipynb #c89
+# %% ../nbs/16_decoding.ipynb #c83
 def _together(model, talks, rows, max_tokens):
     "All conversations, one token each per pass"
     h,n,cache = prefill(model, rows)
@@ -366,7 +364,7 @@ def _together(model, talks, rows, max_tokens):
         h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
             attention_mask=_mask(model, see[:, None], (here-at)[:, None]), position_ids=here).last_hidden_state[:, -1]
 
-# %% ../nbs/16_decoding.ipynb #c91
+# %% ../nbs/16_decoding.ipynb #c85
 def _spoken(tok, said, guide):
     "Text in which nothing but a SID token looks like one"
     real = {guide.start, guide.end, *guide.tokens.flatten().tolist()}
@@ -375,7 +373,7 @@ def _spoken(tok, said, guide):
     runs = [(r, tok.decode(list(ts), skip_special_tokens=False)) for r,ts in itertools.groupby(said, real.__contains__)]
     return ''.join(t if r else t.replace('<|', '< |') for r,t in runs)
 
-# %% ../nbs/16_decoding.ipynb #c93
+# %% ../nbs/16_decoding.ipynb #c87
 def answer(
     model, tok, ids, trie, # As for `answers`
     messages, # One conversation
@@ -386,11 +384,11 @@ def answer(
     "The answer to one conversation"
     return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]
 
-# %% ../nbs/16_decoding.ipynb #c99
+# %% ../nbs/16_decoding.ipynb #c93
 class TextProcessor:
     "For transformers' `generate`: a guide per row, found again after beams were reordered"
     def __init__(self, tok, ids, trie, prompt_length, size, allowed=None):
-        self.start,self.guides = prompt_length,{(): Guide(tok, ids, trie, size, allowed)}
+        self.start,self.fresh,self.guides = prompt_length,Guide(tok, ids, trie, size, allowed),{}
 
     def __call__(self, input_ids, scores):
         rows = [tuple(r) for r in input_ids[:, self.start:].tolist()]
@@ -401,7 +399,7 @@ class TextProcessor:
     def after(self, said):
         "The guide behind one token more, or behind all of a text that was begun elsewhere"
         known = said[:-1] in self.guides
-        g = (self.guides[said[:-1]] if known else self.guides[()]).fork()
+        g = self.guides.get(said[:-1], self.fresh).fork()
         for t in said[-1:] if known else said:
             if t != g.eos: take(g, t)
         return g

@@ -46,7 +46,7 @@ def main():
     p.add_argument('--run', default='shop', help='shop, or the folder of a run')
     p.add_argument('--beams', type=int, default=30)
     p.add_argument('--prompts', type=int, default=64)
-    p.add_argument('--peer-prompts', type=int, default=32)
+    p.add_argument('--peer-prompts', type=int, default=16)
     p.add_argument('--peer-batch', type=int, default=4, help='prompts per call of generate')
     p.add_argument('--exact', type=int, default=2, help='prompts checked by brute force')
     p.add_argument('--threads', type=int, default=1)

@@ -20,7 +20,7 @@ def catalogue(items, seed):
     "Random IDs: at 66,000 items nearly every prefix of two codes is in use"
     return make_ids(np.random.default_rng(seed).integers(0, K, (items, 3)), [f'{i:07}' for i in range(items)], K)
 
-def timed(f, seconds=1.5, least=3):
+def timed(f, seconds, least=3):
     "Median milliseconds, and the result"
     out, times, end = f(), [], time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
@@ -35,6 +35,7 @@ def main():
     p.add_argument('--beams', type=int, default=200)
     p.add_argument('--vocabulary', type=int, default=151_936, help='before the SID tokens')
     p.add_argument('--where', type=float, default=1., help='share of the items that a filter lets through')
+    p.add_argument('--seconds', type=float, default=1.5, help='of each timing')
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--seed', type=int, default=42)
     a = p.parse_args()
@@ -44,7 +45,7 @@ def main():
     start = time.perf_counter()
     trie = Trie(ids.codes)
     build, ok = time.perf_counter() - start, rng.random((1, a.items)) < a.where
-    compile_ms, masks = timed(lambda: [torch.as_tensor(m[0]) for m in trie.allow(ok)], .5)
+    compile_ms, masks = timed(lambda: [torch.as_tensor(m[0]) for m in trie.allow(ok)], a.seconds)
     first = a.vocabulary + 3
     prefixes = {}
     for c in ids.codes[ok[0]].tolist():
@@ -66,11 +67,11 @@ def main():
             for row, said in enumerate((tokens - first - torch.arange(level) * K).tolist()): mask[row, prefixes[tuple(said)]] = 0
             return z + mask
         hook = PrefixConstrainedLogitsProcessor(lambda b, said: prefixes[tuple((said - first - torch.arange(level) * K).tolist())], num_beams=a.beams)
-        mine, (got, _) = timed(lambda: ours(nodes[:1] if level == 0 else nodes))
-        one, want = timed(dictionary)
-        theirs, hooked = timed(lambda: hook(tokens, z))
+        mine, (got, _) = timed(lambda: ours(nodes[:1] if level == 0 else nodes), a.seconds)
+        one, want = timed(dictionary, a.seconds)
+        theirs, hooked = timed(lambda: hook(tokens, z), a.seconds)
         assert torch.equal(want, hooked) and torch.equal(want[:len(got), cut], got), 'the masks differ'
-        if level == 0: root = timed(lambda: ours(nodes))[0]
+        if level == 0: root = timed(lambda: ours(nodes), a.seconds)[0]
         rows.append((mine, one, theirs))
         print(f'level {level}: ours {mine:.3f} ms, a dictionary {one:.0f} ms, prefix_allowed_tokens_fn {theirs:.0f} ms', flush=True)
         nodes = ours(nodes)[1][torch.arange(a.beams), torch.as_tensor(beams[:, level])]
