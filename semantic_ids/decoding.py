@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from .finetuning import _autocast
 from .ids import Trie,beam,expand
 from .runs import InputError
@@ -44,7 +45,7 @@ def prompt_tokens(
     texts = [prompt_text(tok, p) + prefix for p in prompts]
     return [r[-limit:] for r in tok(texts, add_special_tokens=False)['input_ids']]
 
-# %% ../nbs/16_decoding.ipynb #c27
+# %% ../nbs/16_decoding.ipynb #c26
 def head_logits(
     model, # A language model
     h, # Hidden states (..., d)
@@ -55,7 +56,7 @@ def head_logits(
     with torch.autocast(h.device.type, enabled=False):
         return F.linear(h.float(), head.weight[tokens].float(), None if getattr(head, 'bias', None) is None else head.bias[tokens].float())
 
-# %% ../nbs/16_decoding.ipynb #c30
+# %% ../nbs/16_decoding.ipynb #c29
 @torch.no_grad()
 def exact_scores(
     model, # An extended language model
@@ -76,7 +77,7 @@ def exact_scores(
                        for l,t in enumerate(levels)))
     return torch.cat(out)[:, 0].numpy()
 
-# %% ../nbs/16_decoding.ipynb #c33
+# %% ../nbs/16_decoding.ipynb #c32
 def prefill(
     model, # A language model
     rows, # Tokens of the prompts
@@ -91,7 +92,7 @@ def prefill(
     h = model.base_model(input_ids=x, past_key_values=cache, use_cache=True).last_hidden_state
     return h[torch.arange(len(rows), device=n.device), n-1],n,cache
 
-# %% ../nbs/16_decoding.ipynb #c36
+# %% ../nbs/16_decoding.ipynb #c35
 class LMStep:
     "The `step` that a language model supplies to `ids.beam`: all beams of a prompt are branches of one tree in one cache"
     def __init__(self, model, tok, ids, rows):
@@ -104,16 +105,18 @@ class LMStep:
         if level: self.h = self.grow(level, parents, codes)
         return head_logits(self.model, self.h, self.tokens[level]).flatten(0, -2)
 
-    def grow(self, level, parents, codes):
-        "One token more per beam; each sees the prompt, its own ancestors and itself"
-        (u,w),t = codes.shape,self.see.shape[-1]
-        own,here = torch.eye(w, dtype=torch.bool, device=codes.device).expand(u, w, w),(self.n+level-1)[:, None].expand(u, w)
-        self.see = torch.cat([self.see.reshape(-1, t)[parents.flatten()].view(u, w, t), own], -1)
-        self.at = torch.cat([self.at, here], 1)
-        return self.model.base_model(input_ids=self.tokens[level-1][codes], past_key_values=self.cache, use_cache=True,
-            attention_mask=_mask(self.model, self.see, here[..., None]-self.at[:, None]), position_ids=here).last_hidden_state
-
 # %% ../nbs/16_decoding.ipynb #c37
+@patch
+def grow(self:LMStep, level, parents, codes):
+    "One token more per beam; each sees the prompt, its own ancestors and itself"
+    (u,w),t = codes.shape,self.see.shape[-1]
+    own,here = torch.eye(w, dtype=torch.bool, device=codes.device).expand(u, w, w),(self.n+level-1)[:, None].expand(u, w)
+    self.see = torch.cat([self.see.reshape(-1, t)[parents.flatten()].view(u, w, t), own], -1)
+    self.at = torch.cat([self.at, here], 1)
+    return self.model.base_model(input_ids=self.tokens[level-1][codes], past_key_values=self.cache, use_cache=True,
+        attention_mask=_mask(self.model, self.see, here[..., None]-self.at[:, None]), position_ids=here).last_hidden_state
+
+# %% ../nbs/16_decoding.ipynb #c38
 def _mask(model, see, back):
     "(u, w, t) of who sees whom as the model's attention takes it; `back` says how far, for layers that look back no further than a window"
     kinds,window = set(getattr(model.config, 'layer_types', None) or ()),getattr(model.config, 'sliding_window', None)
@@ -127,7 +130,7 @@ def _form(model, see):
     if model.config._attn_implementation == 'sdpa': return see
     return torch.zeros(see.shape, device=see.device, dtype=model.dtype).masked_fill(~see, torch.finfo(model.dtype).min)
 
-# %% ../nbs/16_decoding.ipynb #c38
+# %% ../nbs/16_decoding.ipynb #c39
 @contextmanager
 def _reading(model, dtype):
     "No gradients, no dropout, an attention that takes our mask, matrix products in `dtype`"
@@ -148,7 +151,7 @@ def _allowed(allowed, users, ids):
         raise InputError(f'allowed: shape {a.shape}, wanted ({users}, {len(ids)}), a yes or no per prompt and item, or ({len(ids)},) for all prompts')
     return np.broadcast_to(a, (users, len(ids)))
 
-# %% ../nbs/16_decoding.ipynb #c39
+# %% ../nbs/16_decoding.ipynb #c40
 def item_beam(
     model, # An extended language model
     tok, # Its tokenizer
@@ -174,7 +177,7 @@ def item_beam(
         items[b],scores[b] = (t.cpu().numpy() for t in found)
     return items,scores
 
-# %% ../nbs/16_decoding.ipynb #c53
+# %% ../nbs/16_decoding.ipynb #c52
 class SidProcessor:
     "For transformers' `generate`: log-softmax over the level, then only codes that lead to an allowed item"
     def __init__(self, tok, ids, trie, prompt_length, allowed=None):
@@ -189,15 +192,17 @@ class SidProcessor:
         out[:, tokens] = scores[:, tokens].log_softmax(-1).masked_fill(self.follow(said) < 0, -torch.inf)
         return out
 
-    def follow(self, said):
-        "The nodes behind the codes said so far, one per code of the next level, -1 where nothing leads on (rows, K)"
-        nodes = torch.zeros(len(said), dtype=torch.long, device=said.device)
-        for level in range(said.shape[1]+1):
-            child = expand(self.trie, level, nodes, self.tokens.shape[1])
-            if self.masks: child = child.masked_fill(~self.masks[level+1].to(child.device)[child.clamp(min=0)], -1)
-            if level == said.shape[1]: return child
-            is_code = said[:, level, None] == self.tokens[level].to(said.device)
-            nodes = child.masked_fill(~is_code, -1).max(1).values
+# %% ../nbs/16_decoding.ipynb #c53
+@patch
+def follow(self:SidProcessor, said):
+    "The nodes behind the codes said so far, one per code of the next level, -1 where nothing leads on (rows, K)"
+    nodes = torch.zeros(len(said), dtype=torch.long, device=said.device)
+    for level in range(said.shape[1]+1):
+        child = expand(self.trie, level, nodes, self.tokens.shape[1])
+        if self.masks: child = child.masked_fill(~self.masks[level+1].to(child.device)[child.clamp(min=0)], -1)
+        if level == said.shape[1]: return child
+        is_code = said[:, level, None] == self.tokens[level].to(said.device)
+        nodes = child.masked_fill(~is_code, -1).max(1).values
 
 # %% ../nbs/16_decoding.ipynb #c54
 def generate_items(
@@ -228,7 +233,7 @@ def _generate(model, tok, ids, trie, row, n, allowed, beams):
     real = out.sequences_scores.cpu().numpy() > -1e8
     return np.array([ids.lookup(c) if r else -1 for c,r in zip(codes.tolist(), real)]),np.where(real, out.sequences_scores.cpu().numpy(), -np.inf)
 
-# %% ../nbs/16_decoding.ipynb #c73
+# %% ../nbs/16_decoding.ipynb #c70
 class Guide:
     "What may be said next: words anywhere, and inside an ID only what leads to an allowed item not yet said"
     def __init__(self, tok, ids, trie, size, allowed=None):
@@ -244,20 +249,21 @@ class Guide:
     @property
     def inside(self): return self.level is not None
 
-    def fork(self):
-        "Another guide that stands where this one stands"
-        g = copy.copy(self)
-        g.left,g.path,g.items,g.paths = self.left.copy(),[*self.path],[*self.items],[*self.paths]
-        return g
+# %% ../nbs/16_decoding.ipynb #c71
+@patch
+def fork(self:Guide):
+    "Another guide that stands where this one stands"
+    g = copy.copy(self)
+    g.left,g.path,g.items,g.paths = self.left.copy(),[*self.path],[*self.items],[*self.paths]
+    return g
 
-# %% ../nbs/16_decoding.ipynb #c74
 def _below(trie, left):
     "How many of the items left are behind each node, for every level, root first"
     n = [left[trie.item].astype(np.int64)]
     for o in reversed(trie.offsets): n.append(np.add.reduceat(n[-1], o[:-1]))
     return n[::-1]
 
-# %% ../nbs/16_decoding.ipynb #c76
+# %% ../nbs/16_decoding.ipynb #c73
 def ways(
     guide, # Guide, inside an ID
 ): # Nodes and codes
@@ -267,7 +273,7 @@ def ways(
     for p in guide.paths: n[nodes == p[guide.level]] -= 1
     return nodes[n > 0],codes[n > 0]
 
-# %% ../nbs/16_decoding.ipynb #c77
+# %% ../nbs/16_decoding.ipynb #c74
 def may(
     guide, # Guide
 ): # (vocabulary,) bool
@@ -279,7 +285,7 @@ def may(
         else: ok[guide.tokens[guide.level][ways(guide)[1]]] = True
     return ok
 
-# %% ../nbs/16_decoding.ipynb #c78
+# %% ../nbs/16_decoding.ipynb #c75
 def take(
     guide, # Guide; moves on
     token, # What was said
@@ -301,7 +307,7 @@ def _said(guide, item):
     if guide.left[item]: guide.paths.append(guide.path)
     guide.left[item] = False
 
-# %% ../nbs/16_decoding.ipynb #c80
+# %% ../nbs/16_decoding.ipynb #c77
 def _draw(logits, temperature, g):
     "The likeliest token, or a draw"
     if not temperature: return int(logits.argmax())
@@ -323,7 +329,7 @@ class Talk:
         if not self.done: self.said.append(t); take(self.guide, t)
         return t
 
-# %% ../nbs/16_decoding.ipynb #c82
+# %% ../nbs/16_decoding.ipynb #c79
 def answers(
     model, # An extended language model
     tok, # Its tokenizer
@@ -346,7 +352,7 @@ def answers(
         with _reading(model, dtype): _together(model, talks, rows, max_tokens)
     return [_spoken(tok, t.said, guide) for t in talks]
 
-# %% ../nbs/16_decoding.ipynb #c83
+# %% ../nbs/16_decoding.ipynb #c80
 def _together(model, talks, rows, max_tokens):
     "All conversations, one token each per pass"
     h,n,cache = prefill(model, rows)
@@ -364,7 +370,7 @@ def _together(model, talks, rows, max_tokens):
         h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
             attention_mask=_mask(model, see[:, None], (here-at)[:, None]), position_ids=here).last_hidden_state[:, -1]
 
-# %% ../nbs/16_decoding.ipynb #c85
+# %% ../nbs/16_decoding.ipynb #c82
 def _spoken(tok, said, guide):
     "Text in which nothing but a SID token looks like one"
     real = {guide.start, guide.end, *guide.tokens.flatten().tolist()}
@@ -373,7 +379,7 @@ def _spoken(tok, said, guide):
     runs = [(r, tok.decode(list(ts), skip_special_tokens=False)) for r,ts in itertools.groupby(said, real.__contains__)]
     return ''.join(t if r else t.replace('<|', '< |') for r,t in runs)
 
-# %% ../nbs/16_decoding.ipynb #c87
+# %% ../nbs/16_decoding.ipynb #c84
 def answer(
     model, tok, ids, trie, # As for `answers`
     messages, # One conversation
@@ -384,7 +390,7 @@ def answer(
     "The answer to one conversation"
     return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]
 
-# %% ../nbs/16_decoding.ipynb #c93
+# %% ../nbs/16_decoding.ipynb #c90
 class TextProcessor:
     "For transformers' `generate`: a guide per row, found again after beams were reordered"
     def __init__(self, tok, ids, trie, prompt_length, size, allowed=None):
