@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['level_tokens', 'prompt_tokens', 'head_logits', 'exact_scores', 'prefill', 'LMStep', 'item_beam', 'SidProcessor',
-           'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'TextProcessor']
+           'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'stream', 'TextProcessor']
 
 # %% ../nbs/16_decoding.ipynb #c4
 import copy,inspect,itertools
@@ -344,33 +344,41 @@ def answers(
     dtype='float32', # Of the matrix products
 ): # Texts, the prefix first, with IDs as SID tokens
     "Free words, in which every item exists, is allowed, and is named once"
+    talks,rows = _begin(model, tok, ids, trie, prompts, max_tokens, allowed, temperature, seed, prefix)
+    for _ in _together(model, talks, rows, max_tokens, dtype): pass
+    return [_spoken(tok, t.said, t.guide) for t in talks]
+
+# %% ../nbs/16_decoding.ipynb #c80
+def _begin(model, tok, ids, trie, prompts, max_tokens, allowed, temperature, seed, prefix):
+    "A talk and the tokens to read for every prompt"
     begun = tok(prefix, add_special_tokens=False)['input_ids'] if prefix else []
     rows = [r + begun for r in prompt_tokens(model, tok, prompts, '', max_tokens+16+len(begun))]
     guide = Guide(tok, ids, trie, len(model.get_output_embeddings().weight), allowed)
-    talks = [Talk(guide.fork(), begun, temperature, seed) for _ in prompts]
-    if talks:
-        with _reading(model, dtype): _together(model, talks, rows, max_tokens)
-    return [_spoken(tok, t.said, guide) for t in talks]
+    return [Talk(guide.fork(), begun, temperature, seed) for _ in prompts],rows
 
-# %% ../nbs/16_decoding.ipynb #c80
-def _together(model, talks, rows, max_tokens):
-    "All conversations, one token each per pass"
-    h,n,cache = prefill(model, rows)
+# %% ../nbs/16_decoding.ipynb #c81
+def _together(model, talks, rows, max_tokens, dtype):
+    "All conversations, one token each per pass; yields after each"
+    if not talks: return
+    with _reading(model, dtype): h,n,cache = prefill(model, rows)
     at = torch.arange(int(n.max()), device=n.device).expand(len(n), -1)
     see = at < n[:, None]
     for step in itertools.count():
-        said = [t.say(z, max_tokens) for t,z in zip(talks, model.get_output_embeddings()(h).float().cpu())]
+        with _reading(model, dtype): logits = model.get_output_embeddings()(h).float().cpu()
+        said = [t.say(z, max_tokens) for t,z in zip(talks, logits)]
+        yield
         live = [i for i,t in enumerate(talks) if not t.done]
-        if not live: break
+        if not live: return
         if len(live) < len(talks):
             cache.batch_select_indices(k := torch.tensor(live, device=n.device))
             talks,said,n,at,see = [talks[i] for i in live],[said[i] for i in live],n[k],at[k],see[k]
         here = (n+step)[:, None]
         at,see = torch.cat([at, here], 1),F.pad(see, (0, 1), value=True)
-        h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
-            attention_mask=_mask(model, see[:, None], (here-at)[:, None]), position_ids=here).last_hidden_state[:, -1]
+        with _reading(model, dtype):
+            h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
+                attention_mask=_mask(model, see[:, None], (here-at)[:, None]), position_ids=here).last_hidden_state[:, -1]
 
-# %% ../nbs/16_decoding.ipynb #c82
+# %% ../nbs/16_decoding.ipynb #c83
 def _spoken(tok, said, guide):
     "Text in which nothing but a SID token looks like one"
     real = {guide.start, guide.end, *guide.tokens.flatten().tolist()}
@@ -379,7 +387,7 @@ def _spoken(tok, said, guide):
     runs = [(r, tok.decode(list(ts), skip_special_tokens=False)) for r,ts in itertools.groupby(said, real.__contains__)]
     return ''.join(t if r else t.replace('<|', '< |') for r,t in runs)
 
-# %% ../nbs/16_decoding.ipynb #c84
+# %% ../nbs/16_decoding.ipynb #c85
 def answer(
     model, tok, ids, trie, # As for `answers`
     messages, # One conversation
@@ -391,6 +399,23 @@ def answer(
     return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]
 
 # %% ../nbs/16_decoding.ipynb #c90
+def stream(
+    model, tok, ids, trie, # As for `answers`
+    messages, # One conversation
+    max_tokens=96, # Words and codes
+    allowed=None, # Items that may be said
+    temperature=0., seed=42, prefix='', dtype='float32', # As for `answers`
+): # Pieces of text, one after the other
+    "`answer`, as it is being said"
+    (talk,),rows = _begin(model, tok, ids, trie, [messages], max_tokens, allowed, temperature, seed, prefix)
+    told = ''
+    for _ in _together(model, [talk], rows, max_tokens, dtype):
+        text = _spoken(tok, talk.said, talk.guide)
+        if (talk.guide.inside or text.endswith('�')) and not talk.done: continue
+        if text != told: yield text[len(told):]
+        told = text
+
+# %% ../nbs/16_decoding.ipynb #c93
 class TextProcessor:
     "For transformers' `generate`: a guide per row, found again after beams were reordered"
     def __init__(self, tok, ids, trie, prompt_length, size, allowed=None):

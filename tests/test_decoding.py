@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from semantic_ids.catalogue import products
 from semantic_ids.decoding import (Guide, SidProcessor, Talk, TextProcessor, answer, answers, exact_scores, generate_items, head_logits, item_beam,
-                                   level_tokens, may, prefill, prompt_tokens, take, ways, _spoken)
+                                   level_tokens, may, prompt_tokens, stream, take, ways, _spoken)
 from semantic_ids.ids import Trie, make_ids
 from semantic_ids.runs import InputError, preset
 from semantic_ids.vocabulary import extend, load_base, matrices
@@ -201,6 +201,15 @@ def test_neighbours_and_order_change_nothing(w):
 
 def test_answers_side_by_side_and_alone(w):
     assert answers(*w.args, PROMPTS, 20, prefix='Take <|sid_start|>') == [answer(*w.args, p, 20, prefix='Take <|sid_start|>') for p in PROMPTS]
+
+
+def test_stream_is_answer_in_pieces(w):
+    for p, kw in ((PROMPTS[1], {}), (PROMPTS[2], dict(prefix='Two: <|sid_start|>', temperature=2.))):
+        pieces = []
+        for t in stream(*w.args, p, 24, **kw):
+            assert torch.is_grad_enabled() and t.count('<|sid_start|>') == t.count('<|sid_end|>')
+            pieces.append(t)
+        assert ''.join(pieces) == answer(*w.args, p, 24, **kw) and (len(pieces) > 1 or not ''.join(pieces))
 
 
 def test_borrowed_generation_config_changes_nothing(small):
