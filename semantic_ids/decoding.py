@@ -241,7 +241,7 @@ class Guide:
         self.start,self.end,self.eos = tok.convert_tokens_to_ids(['<|sid_start|>', '<|sid_end|>']) + [tok.eos_token_id]
         self.left = np.isin(np.arange(len(ids)), trie.item) & (True if allowed is None else _allowed(allowed, 1, ids)[0])
         self.words = torch.arange(size) < len(tok)
-        self.words[[i for t,i in tok.get_added_vocab().items() if t.startswith('<|')] + tok.all_special_ids] = False
+        self.words[[i for t,i in tok.get_added_vocab().items() if t[0]+t[-1] == '<>'] + tok.all_special_ids] = False
         self.words[self.eos] = True
         self.level,self.node,self.path,self.items,self.paths = None,0,[],[],[]
         self.count = _below(trie, self.left)

@@ -353,6 +353,17 @@ def test_words_hold_no_marker(w):
     assert {'<|sid_start|>', '<|im_end|>'} <= said and not {t for t in said if t.startswith('<|')} - {'<|sid_start|>', '<|im_end|>'}
 
 
+def test_words_of_the_true_qwen_tokenizer(models_folder, ids):
+    from transformers import AutoTokenizer
+    from semantic_ids.vocabulary import sid_tokens, use_chatml
+    tok = use_chatml(AutoTokenizer.from_pretrained(models_folder / 'qwen_tokenizer'))
+    tok.add_tokens(sid_tokens(4, K))
+    g = Guide(tok, ids, Trie(ids.codes), 152_000)
+    ok, number = may(g), tok.convert_tokens_to_ids
+    assert not ok[number(['<|im_start|>', '<|endoftext|>', '<|vision_start|>', '<|fim_prefix|>', '<think>', '<tool_call>', '<|rec|>', '<|sid_end|>', '<|sid_0|>'])].any() and not ok[len(tok):].any()
+    assert ok[number(['<|im_end|>', '<|sid_start|>', 'hello'])].all() and ok.sum() > 151_000
+
+
 def test_guide_names_what_the_prefix_names(small):
     text = f'{small.ids.strings[5]} and '
     said = answers(*small.args, PROMPTS[:2], 40, temperature=2., prefix=text)
