@@ -7,9 +7,10 @@ All three get the same logits (beams, vocabulary) at each of the four levels of 
 codes at the same values. `ours` is a slice of the level's columns, `expand` and the fill with -inf; at the first level a
 user has one row, as in `ids.beam`. `ours` and `peer` are the mean milliseconds of a step over the levels (medians of
 repeats); ratio above 1: ours is faster. `filled_root_ms` is the first level for as many users as there are beams, its
-worst case.
+worst case. Threads that spin while another program has the core cost tens of milliseconds, hence OMP_WAIT_POLICY.
 """
-import argparse, json, statistics, time
+import argparse, json, os, statistics, time
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import numpy as np
 import torch
 from semantic_ids.ids import Trie, expand, make_ids
