@@ -135,12 +135,12 @@ def _form(model, see):
 def _reading(model, dtype):
     "No gradients, no dropout, an attention that takes our mask, matrix products in `dtype`"
     attention,training = model.config._attn_implementation,model.training
-    model.eval()
+    if training: model.eval()
     if attention not in ('eager', 'sdpa'): model.set_attn_implementation('sdpa' if model._supports_sdpa else 'eager')
     try:
         with torch.no_grad(),_autocast(model.device, dtype): yield
     finally:
-        model.train(training)
+        if training: model.train()
         if attention not in ('eager', 'sdpa'): model.set_attn_implementation(attention)
 
 def _allowed(allowed, users, ids):
@@ -159,7 +159,7 @@ def item_beam(
     trie, # Trie of the items that may be said
     prompts, # Conversations: lists of dicts of role and content
     n=10, # Items wanted
-    allowed=None, # Items each prompt may get (u, n_items), default all
+    allowed=None, # Items each prompt may get (u, n_items), or one row for all; default every item
     dtype='float32', # Of the matrix products
     prefix='', # What the assistant has said already
     width=None, # Beams kept between levels, n or more
@@ -345,7 +345,8 @@ def answers(
 ): # Texts, the prefix first, with IDs as SID tokens
     "Free words, in which every item exists, is allowed, and is named once"
     talks,rows = _begin(model, tok, ids, trie, prompts, max_tokens, allowed, temperature, seed, prefix)
-    for _ in _together(model, talks, rows, max_tokens, dtype): pass
+    with _reading(model, dtype):
+        for _ in _together(model, talks, rows, max_tokens, dtype): pass
     return [_spoken(tok, t.said, t.guide) for t in talks]
 
 # %% ../nbs/16_decoding.ipynb #c80
