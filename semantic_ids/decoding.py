@@ -4,25 +4,31 @@
 
 # %% auto #0
 __all__ = ['level_tokens', 'prompt_tokens', 'head_logits', 'exact_scores', 'prefill', 'LMStep', 'item_beam', 'SidProcessor',
-           'Guide', 'may', 'take', 'Talk', 'answers', 'answer']
+           'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'stream', 'TextProcessor']
 
 # %% ../nbs/16_decoding.ipynb #c4
-import itertools
+import copy,inspect,itertools
+from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from .finetuning import _autocast
-from .ids import Trie,beam
-from .vocabulary import chat_tokens,prompt_text,sid_tokens
+from .ids import Trie,beam,expand
+from .runs import InputError
+from .vocabulary import plain_generation,prompt_text,sid_tokens
 
 # %% ../nbs/16_decoding.ipynb #c11
 def level_tokens(
     tok, # An extended tokenizer
     ids, # SemanticIDs
 ): # (levels, codebook_size) token numbers
-    "Which token says which code"
+    "Which token says which code; a tokenizer that lacks one is an error"
     names = sid_tokens(ids.codes.shape[1], ids.codebook_size)[3:]
-    return torch.tensor(tok.convert_tokens_to_ids(names)).view(-1, ids.codebook_size)
+    numbers = tok.convert_tokens_to_ids(names)
+    if None in numbers or tok.convert_ids_to_tokens(numbers) != names:
+        raise InputError(f'the tokenizer does not know all of {names[0]} to {names[-1]}; teach it with extend(model, tok, ids)')
+    return torch.tensor(numbers).view(-1, ids.codebook_size)
 
 # %% ../nbs/16_decoding.ipynb #c12
 def prompt_tokens(
@@ -33,22 +39,24 @@ def prompt_tokens(
     room=64, # Tokens kept free for the answer
 ): # A list of lists
     "Tokens up to the answer; what does not fit into the model's window is cut from the front"
+    if not prompts: return []
+    limit = (getattr(model.config, 'max_position_embeddings', None) or 4096) - room
+    if limit < 1: raise InputError(f'{room} tokens for the answer leave no room for a prompt in a window of {limit+room}; ask for fewer')
     texts = [prompt_text(tok, p) + prefix for p in prompts]
-    limit = getattr(model.config, 'max_position_embeddings', 4096) - room
     return [r[-limit:] for r in tok(texts, add_special_tokens=False)['input_ids']]
 
-# %% ../nbs/16_decoding.ipynb #c17
+# %% ../nbs/16_decoding.ipynb #c26
 def head_logits(
     model, # A language model
     h, # Hidden states (..., d)
     tokens, # Which tokens (k,)
-): # (..., k)
+): # (..., k), in float32
     "Logits of a few tokens only: their rows of the head"
-    head = model.get_output_embeddings()
-    tokens = tokens.to(h.device)
-    return F.linear(h, head.weight[tokens].to(h.dtype), None if head.bias is None else head.bias[tokens].to(h.dtype))
+    head,tokens = model.get_output_embeddings(),tokens.to(h.device)
+    with torch.autocast(h.device.type, enabled=False):
+        return F.linear(h.float(), head.weight[tokens].float(), None if getattr(head, 'bias', None) is None else head.bias[tokens].float())
 
-# %% ../nbs/16_decoding.ipynb #c20
+# %% ../nbs/16_decoding.ipynb #c29
 @torch.no_grad()
 def exact_scores(
     model, # An extended language model
@@ -69,48 +77,81 @@ def exact_scores(
                        for l,t in enumerate(levels)))
     return torch.cat(out)[:, 0].numpy()
 
-# %% ../nbs/16_decoding.ipynb #c23
+# %% ../nbs/16_decoding.ipynb #c32
 def prefill(
     model, # A language model
     rows, # Tokens of the prompts
 ): # Hidden state at each prompt's end (u, d), lengths (u,), cache
     "Read all prompts at once, padded on the right: causal attention never looks there"
     from transformers import DynamicCache
+    if model._is_stateful or 'position_ids' not in inspect.signature(model.base_model.forward).parameters:
+        raise InputError(f'{type(model).__name__} cannot hold a tree in one cache; use generate_items, or generate with a TextProcessor')
     n = torch.tensor([len(r) for r in rows], device=model.device)
     x = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True).to(model.device)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()
     h = model.base_model(input_ids=x, past_key_values=cache, use_cache=True).last_hidden_state
     return h[torch.arange(len(rows), device=n.device), n-1],n,cache
 
-# %% ../nbs/16_decoding.ipynb #c26
+# %% ../nbs/16_decoding.ipynb #c35
 class LMStep:
     "The `step` that a language model supplies to `ids.beam`: all beams of a prompt are branches of one tree in one cache"
     def __init__(self, model, tok, ids, rows):
         self.model,self.tokens = model,level_tokens(tok, ids).to(model.device)
         self.h,self.n,self.cache = prefill(model, rows)
-        self.see = (torch.arange(int(self.n.max()), device=self.n.device) < self.n[:, None])[:, None]
+        self.at = torch.arange(int(self.n.max()), device=self.n.device).expand(len(rows), -1)
+        self.see = (self.at < self.n[:, None])[:, None]
 
     def __call__(self, level, parents, codes):
         if level: self.h = self.grow(level, parents, codes)
         return head_logits(self.model, self.h, self.tokens[level]).flatten(0, -2)
 
-    def grow(self, level, parents, codes):
-        "One token more per beam; each sees the prompt, its own ancestors and itself"
-        (u,w),t = codes.shape,self.see.shape[-1]
-        own = torch.eye(w, dtype=torch.bool, device=codes.device).expand(u, w, w)
-        self.see = torch.cat([self.see.reshape(-1, t)[parents.flatten()].view(u, w, t), own], -1)
-        return self.model.base_model(input_ids=self.tokens[level-1][codes], past_key_values=self.cache, use_cache=True,
-            attention_mask=_mask(self.model, self.see), position_ids=(self.n+level-1)[:, None].expand(u, w)).last_hidden_state
+# %% ../nbs/16_decoding.ipynb #c37
+@patch
+def grow(self:LMStep, level, parents, codes):
+    "One token more per beam; each sees the prompt, its own ancestors and itself"
+    (u,w),t = codes.shape,self.see.shape[-1]
+    own,here = torch.eye(w, dtype=torch.bool, device=codes.device).expand(u, w, w),(self.n+level-1)[:, None].expand(u, w)
+    self.see = torch.cat([self.see.reshape(-1, t)[parents.flatten()].view(u, w, t), own], -1)
+    self.at = torch.cat([self.at, here], 1)
+    return self.model.base_model(input_ids=self.tokens[level-1][codes], past_key_values=self.cache, use_cache=True,
+        attention_mask=_mask(self.model, self.see, here[..., None]-self.at[:, None]), position_ids=here).last_hidden_state
 
-# %% ../nbs/16_decoding.ipynb #c27
-def _mask(model, see):
-    "(u, w, t) of who sees whom, in the form that the model's attention takes"
+# %% ../nbs/16_decoding.ipynb #c38
+def _mask(model, see, back):
+    "(u, w, t) of who sees whom as the model's attention takes it; `back` says how far, for layers that look back no further than a window"
+    kinds,window = set(getattr(model.config, 'layer_types', None) or ()),getattr(model.config, 'sliding_window', None)
+    if not window or kinds == {'full_attention'}: return _form(model, see)
+    near = _form(model, see & (back < window))
+    return dict(full_attention=_form(model, see), sliding_attention=near) if len(kinds) > 1 else near
+
+def _form(model, see):
+    "True and False for the fused attention, 0 and a very small number for the plain one"
     see = see[:, None]
     if model.config._attn_implementation == 'sdpa': return see
     return torch.zeros(see.shape, device=see.device, dtype=model.dtype).masked_fill(~see, torch.finfo(model.dtype).min)
 
-# %% ../nbs/16_decoding.ipynb #c28
-@torch.no_grad()
+# %% ../nbs/16_decoding.ipynb #c39
+@contextmanager
+def _reading(model, dtype):
+    "No gradients, no dropout, an attention that takes our mask, matrix products in `dtype`"
+    attention,training = model.config._attn_implementation,model.training
+    if training: model.eval()
+    if attention not in ('eager', 'sdpa'): model.set_attn_implementation('sdpa' if model._supports_sdpa else 'eager')
+    try:
+        with torch.no_grad(),_autocast(model.device, dtype): yield
+    finally:
+        if training: model.train()
+        if attention not in ('eager', 'sdpa'): model.set_attn_implementation(attention)
+
+def _allowed(allowed, users, ids):
+    "One row of yes and no per prompt; one row alone is for all"
+    if allowed is None: return None
+    a = np.asarray(allowed, bool)
+    if a.shape not in ((len(ids),), (1, len(ids)), (users, len(ids))):
+        raise InputError(f'allowed: shape {a.shape}, wanted ({users}, {len(ids)}), a yes or no per prompt and item, or ({len(ids)},) for all prompts')
+    return np.broadcast_to(a, (users, len(ids)))
+
+# %% ../nbs/16_decoding.ipynb #c40
 def item_beam(
     model, # An extended language model
     tok, # Its tokenizer
@@ -118,65 +159,121 @@ def item_beam(
     trie, # Trie of the items that may be said
     prompts, # Conversations: lists of dicts of role and content
     n=10, # Items wanted
-    allowed=None, # Items each prompt may get (u, n_items), default all
+    allowed=None, # Items each prompt may get (u, n_items), or one row for all; default every item
     dtype='float32', # Of the matrix products
     prefix='', # What the assistant has said already
-    width=None, # Beams kept between levels, default n
-    batch=32, # Prompts at once
+    width=None, # Beams kept between levels, n or more
+    batch=32, # Prompts at once; fewer if the beams are many
 ): # Items (u, n), -1 where there are none left, and their scores
     "The n best items for each prompt"
-    rows = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>')
+    if n < 1: raise InputError(f'n={n}: ask for at least one item')
+    rows,allowed = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>'),_allowed(allowed, len(prompts), ids)
     items,scores = np.full((len(rows), n), -1),np.full((len(rows), n), -np.inf, np.float32)
-    order = np.argsort([len(r) for r in rows], kind='stable')
+    width,order = max(n, width or n),np.argsort([len(r) for r in rows], kind='stable')
+    batch = max(1, min(batch, 8192//width))
     for b in np.split(order, range(batch, len(order), batch)) if len(order) else []:
-        ok = None if allowed is None else np.asarray(allowed)[b]
-        with _autocast(model.device, dtype): found = beam(LMStep(model, tok, ids, [rows[j] for j in b]), trie, n, len(b), ok, width)
+        ok = None if allowed is None else allowed[b]
+        with _reading(model, dtype): found = beam(LMStep(model, tok, ids, [rows[j] for j in b]), trie, n, len(b), ok, width)
         items[b],scores[b] = (t.cpu().numpy() for t in found)
     return items,scores
 
-# %% ../nbs/16_decoding.ipynb #c37
+# %% ../nbs/16_decoding.ipynb #c52
 class SidProcessor:
-    "For transformers' `generate`: log-softmax over the level, then only codes that lead to an item"
-    def __init__(self, tok, ids, trie, prompt_length): self.tokens,self.trie,self.start = level_tokens(tok, ids),trie,prompt_length
+    "For transformers' `generate`: log-softmax over the level, then only codes that lead to an allowed item"
+    def __init__(self, tok, ids, trie, prompt_length, allowed=None):
+        self.tokens,self.trie,self.start,self.eos = level_tokens(tok, ids),trie,prompt_length,tok.eos_token_id
+        self.masks = None if allowed is None else [torch.as_tensor(m[0]) for m in trie.allow(_allowed(allowed, 1, ids))]
 
     def __call__(self, input_ids, scores):
-        level = input_ids.shape[1]-self.start
-        out = torch.full_like(scores, -torch.inf)
-        for row,said in enumerate(input_ids[:, self.start:].tolist()):
-            node = self.follow(said)
-            codes = self.trie.children(level, node)[1] if node is not None else []
-            out[row, self.tokens[level][codes]] = scores[row, self.tokens[level]].log_softmax(-1)[codes]
+        said,out = input_ids[:, self.start:],torch.full_like(scores, -torch.inf)
+        level = said.shape[1]
+        if level >= len(self.tokens): out[:, self.eos] = 0.; return out
+        tokens = self.tokens[level].to(scores.device)
+        out[:, tokens] = scores[:, tokens].log_softmax(-1).masked_fill(self.follow(said) < 0, -torch.inf)
         return out
 
-    def follow(self, said):
-        "The node behind the codes said so far, or None"
-        node = 0
-        for level,t in enumerate(said):
-            nodes,codes = self.trie.children(level, node)
-            at = (self.tokens[level][codes] == t).nonzero()
-            if not len(at): return None
-            node = int(nodes[int(at[0])])
-        return node
+# %% ../nbs/16_decoding.ipynb #c53
+@patch
+def follow(self:SidProcessor, said):
+    "The nodes behind the codes said so far, one per code of the next level, -1 where nothing leads on (rows, K)"
+    nodes = torch.zeros(len(said), dtype=torch.long, device=said.device)
+    for level in range(said.shape[1]+1):
+        child = expand(self.trie, level, nodes, self.tokens.shape[1])
+        if self.masks: child = child.masked_fill(~self.masks[level+1].to(child.device)[child.clamp(min=0)], -1)
+        if level == said.shape[1]: return child
+        is_code = said[:, level, None] == self.tokens[level].to(said.device)
+        nodes = child.masked_fill(~is_code, -1).max(1).values
 
-# %% ../nbs/16_decoding.ipynb #c50
+# %% ../nbs/16_decoding.ipynb #c54
+def generate_items(
+    model, # Any extended causal language model
+    tok, ids, trie, prompts, # As for `item_beam`
+    n=10, # Items wanted
+    allowed=None, # As for `item_beam`
+    prefix='', # What the assistant has said already
+    width=None, # Beams kept between levels, n or more
+): # As from `item_beam`
+    "The n best items for each prompt by transformers' `generate`: slower, with any architecture"
+    rows,allowed = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>'),_allowed(allowed, len(prompts), ids)
+    found = [_generate(model, tok, ids, trie, r, n, None if allowed is None else allowed[i], max(n, width or n, 2)) for i,r in enumerate(rows)]
+    return tuple(np.stack(x) for x in zip(*found)) if found else (np.zeros((0, n), int), np.zeros((0, n), np.float32))
+
+# %% ../nbs/16_decoding.ipynb #c55
+def _generate(model, tok, ids, trie, row, n, allowed, beams):
+    "One prompt through `generate`, whatever settings the model brings along"
+    if allowed is not None and not allowed.any(): return np.full(n, -1),np.full(n, -np.inf, np.float32)
+    was,x,L = model.generation_config,torch.tensor([row], device=model.device),trie.n_levels
+    plain_generation(model, tok)
+    try:
+        with _reading(model, 'float32'):
+            out = model.generate(x, attention_mask=torch.ones_like(x), num_beams=beams, num_return_sequences=n, max_new_tokens=L, min_new_tokens=L, length_penalty=0.,
+                logits_processor=[SidProcessor(tok, ids, trie, len(row), allowed)], return_dict_in_generate=True, output_scores=True)
+    finally: model.generation_config = was
+    codes = (out.sequences[:, len(row):, None].cpu() == level_tokens(tok, ids)).int().argmax(-1)
+    real = out.sequences_scores.cpu().numpy() > -1e8
+    return np.array([ids.lookup(c) if r else -1 for c,r in zip(codes.tolist(), real)]),np.where(real, out.sequences_scores.cpu().numpy(), -np.inf)
+
+# %% ../nbs/16_decoding.ipynb #c70
 class Guide:
     "What may be said next: words anywhere, and inside an ID only what leads to an allowed item not yet said"
     def __init__(self, tok, ids, trie, size, allowed=None):
         self.tokens,self.trie = level_tokens(tok, ids),trie
-        self.start,self.end,rec,self.eos = tok.convert_tokens_to_ids(['<|sid_start|>', '<|sid_end|>', '<|rec|>']) + [tok.eos_token_id]
-        self.left = np.isin(np.arange(len(ids)), trie.item) & (True if allowed is None else np.asarray(allowed, bool))
+        self.start,self.end,self.eos = tok.convert_tokens_to_ids(['<|sid_start|>', '<|sid_end|>']) + [tok.eos_token_id]
+        self.left = np.isin(np.arange(len(ids)), trie.item) & (True if allowed is None else _allowed(allowed, 1, ids)[0])
         self.words = torch.arange(size) < len(tok)
-        self.words[[*self.tokens.flatten().tolist(), self.end, rec, *tok.convert_tokens_to_ids(chat_tokens)]] = False
+        self.words[[i for t,i in tok.get_added_vocab().items() if t[0]+t[-1] == '<>'] + tok.all_special_ids] = False
         self.words[self.eos] = True
-        self.level,self.node,self.items = None,0,[]
-        self.refresh()
-
-    def refresh(self): self.masks = [m[0] for m in self.trie.allow(self.left[None])]
+        self.level,self.node,self.path,self.items,self.paths = None,0,[],[],[]
+        self.count = _below(trie, self.left)
 
     @property
     def inside(self): return self.level is not None
 
-# %% ../nbs/16_decoding.ipynb #c51
+# %% ../nbs/16_decoding.ipynb #c71
+@patch
+def fork(self:Guide):
+    "Another guide that stands where this one stands"
+    g = copy.copy(self)
+    g.left,g.path,g.items,g.paths = self.left.copy(),[*self.path],[*self.items],[*self.paths]
+    return g
+
+def _below(trie, left):
+    "How many of the items left are behind each node, for every level, root first"
+    n = [left[trie.item].astype(np.int64)]
+    for o in reversed(trie.offsets): n.append(np.add.reduceat(n[-1], o[:-1]))
+    return n[::-1]
+
+# %% ../nbs/16_decoding.ipynb #c73
+def ways(
+    guide, # Guide, inside an ID
+): # Nodes and codes
+    "Where an ID may go on"
+    nodes,codes = guide.trie.children(guide.level, guide.node)
+    n = guide.count[guide.level+1][nodes]
+    for p in guide.paths: n[nodes == p[guide.level]] -= 1
+    return nodes[n > 0],codes[n > 0]
+
+# %% ../nbs/16_decoding.ipynb #c74
 def may(
     guide, # Guide
 ): # (vocabulary,) bool
@@ -185,45 +282,44 @@ def may(
     else:
         ok = torch.zeros_like(guide.words)
         if guide.level == guide.trie.n_levels: ok[guide.end] = True
-        else:
-            nodes,codes = guide.trie.children(guide.level, guide.node)
-            ok[guide.tokens[guide.level][codes[guide.masks[guide.level+1][nodes]]]] = True
+        else: ok[guide.tokens[guide.level][ways(guide)[1]]] = True
     return ok
 
-# %% ../nbs/16_decoding.ipynb #c52
+# %% ../nbs/16_decoding.ipynb #c75
 def take(
     guide, # Guide; moves on
     token, # What was said
 ):
     "Follow one token: into an ID, down the trie, out again"
-    if not guide.inside: guide.level,guide.node = (0, 0) if token == guide.start else (None, 0)
+    if not guide.inside: guide.level,guide.node,guide.path = (0, 0, []) if token == guide.start else (None, 0, [])
     elif guide.level == guide.trie.n_levels: guide.level = None
     else:
         nodes,codes = guide.trie.children(guide.level, guide.node)
         at = (guide.tokens[guide.level][codes] == token).nonzero()
+        if not len(at): raise InputError(f'token {token} at level {guide.level} of an ID leads to no item')
         guide.level,guide.node = guide.level+1,int(nodes[int(at[0])])
+        guide.path.append(guide.node)
         if guide.level == guide.trie.n_levels: _said(guide, int(guide.trie.item[guide.node]))
 
-# %% ../nbs/16_decoding.ipynb #c53
 def _said(guide, item):
     "Note an item; it will not be said again"
     guide.items.append(item)
+    if guide.left[item]: guide.paths.append(guide.path)
     guide.left[item] = False
-    guide.refresh()
 
-# %% ../nbs/16_decoding.ipynb #c55
+# %% ../nbs/16_decoding.ipynb #c77
 def _draw(logits, temperature, g):
     "The likeliest token, or a draw"
     if not temperature: return int(logits.argmax())
     return int(torch.multinomial((logits/temperature).softmax(-1), 1, generator=g))
 
-# %% ../nbs/16_decoding.ipynb #c56
 class Talk:
     "One answer in the making"
     def __init__(self, guide, begun, temperature, seed):
         self.guide,self.said,self.done,self.temperature = guide,list(begun),False,temperature
         self.g = torch.Generator().manual_seed(seed)
         for t in begun: take(guide, t)
+        if not may(guide).any(): raise InputError('prefix: it stands inside an ID, and no allowed item begins like that')
 
     def say(self, logits, max_tokens):
         "The next token, or the end"
@@ -233,8 +329,7 @@ class Talk:
         if not self.done: self.said.append(t); take(self.guide, t)
         return t
 
-# %% ../nbs/16_decoding.ipynb #c58
-@torch.no_grad()
+# %% ../nbs/16_decoding.ipynb #c79
 def answers(
     model, # An extended language model
     tok, # Its tokenizer
@@ -249,26 +344,51 @@ def answers(
     dtype='float32', # Of the matrix products
 ): # Texts, the prefix first, with IDs as SID tokens
     "Free words, in which every item exists, is allowed, and is named once"
+    talks,rows = _begin(model, tok, ids, trie, prompts, max_tokens, allowed, temperature, seed, prefix)
+    with _reading(model, dtype):
+        for _ in _together(model, talks, rows, max_tokens, dtype): pass
+    return [_spoken(tok, t.said, t.guide) for t in talks]
+
+# %% ../nbs/16_decoding.ipynb #c80
+def _begin(model, tok, ids, trie, prompts, max_tokens, allowed, temperature, seed, prefix):
+    "A talk and the tokens to read for every prompt"
     begun = tok(prefix, add_special_tokens=False)['input_ids'] if prefix else []
-    size = len(model.get_output_embeddings().weight)
-    talks = [Talk(Guide(tok, ids, trie, size, allowed), begun, temperature, seed) for _ in prompts]
-    rows = [r + begun for r in prompt_tokens(model, tok, prompts, '', max_tokens+16)]
-    with _autocast(model.device, dtype): _together(model, talks, rows, max_tokens)
-    return [tok.decode(t.said, skip_special_tokens=False) for t in talks]
+    rows = [r + begun for r in prompt_tokens(model, tok, prompts, '', max_tokens+16+len(begun))]
+    guide = Guide(tok, ids, trie, len(model.get_output_embeddings().weight), allowed)
+    return [Talk(guide.fork(), begun, temperature, seed) for _ in prompts],rows
 
-# %% ../nbs/16_decoding.ipynb #c59
-def _together(model, talks, rows, max_tokens):
-    "All conversations, one token each per pass"
-    h,n,cache = prefill(model, rows)
-    see = (torch.arange(int(n.max()), device=n.device) < n[:, None])[:, None]
+# %% ../nbs/16_decoding.ipynb #c81
+def _together(model, talks, rows, max_tokens, dtype):
+    "All conversations, one token each per pass; yields after each"
+    if not talks: return
+    with _reading(model, dtype): h,n,cache = prefill(model, rows)
+    at = torch.arange(int(n.max()), device=n.device).expand(len(n), -1)
+    see = at < n[:, None]
     for step in itertools.count():
-        said = [t.say(z, max_tokens) for t,z in zip(talks, model.get_output_embeddings()(h).float().cpu())]
-        if all(t.done for t in talks): break
-        see = F.pad(see, (0, 1), value=True)
-        h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
-                             attention_mask=_mask(model, see), position_ids=(n+step)[:, None]).last_hidden_state[:, -1]
+        with _reading(model, dtype): logits = model.get_output_embeddings()(h).float().cpu()
+        said = [t.say(z, max_tokens) for t,z in zip(talks, logits)]
+        yield
+        live = [i for i,t in enumerate(talks) if not t.done]
+        if not live: return
+        if len(live) < len(talks):
+            cache.batch_select_indices(k := torch.tensor(live, device=n.device))
+            talks,said,n,at,see = [talks[i] for i in live],[said[i] for i in live],n[k],at[k],see[k]
+        here = (n+step)[:, None]
+        at,see = torch.cat([at, here], 1),F.pad(see, (0, 1), value=True)
+        with _reading(model, dtype):
+            h = model.base_model(input_ids=torch.tensor(said, device=n.device)[:, None], past_key_values=cache, use_cache=True,
+                attention_mask=_mask(model, see[:, None], (here-at)[:, None]), position_ids=here).last_hidden_state[:, -1]
 
-# %% ../nbs/16_decoding.ipynb #c60
+# %% ../nbs/16_decoding.ipynb #c83
+def _spoken(tok, said, guide):
+    "Text in which nothing but a SID token looks like one"
+    real = {guide.start, guide.end, *guide.tokens.flatten().tolist()}
+    text = tok.decode(said, skip_special_tokens=False)
+    if text.count('<|') == sum(t in real for t in said): return text
+    runs = [(r, tok.decode(list(ts), skip_special_tokens=False)) for r,ts in itertools.groupby(said, real.__contains__)]
+    return ''.join(t if r else t.replace('<|', '< |') for r,t in runs)
+
+# %% ../nbs/16_decoding.ipynb #c85
 def answer(
     model, tok, ids, trie, # As for `answers`
     messages, # One conversation
@@ -278,3 +398,40 @@ def answer(
 ): # Text
     "The answer to one conversation"
     return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]
+
+# %% ../nbs/16_decoding.ipynb #c90
+def stream(
+    model, tok, ids, trie, # As for `answers`
+    messages, # One conversation
+    max_tokens=96, # Words and codes
+    allowed=None, # Items that may be said
+    temperature=0., seed=42, prefix='', dtype='float32', # As for `answers`
+): # Pieces of text, one after the other
+    "`answer`, as it is being said"
+    (talk,),rows = _begin(model, tok, ids, trie, [messages], max_tokens, allowed, temperature, seed, prefix)
+    told = ''
+    for _ in _together(model, [talk], rows, max_tokens, dtype):
+        text = _spoken(tok, talk.said, talk.guide)
+        if (talk.guide.inside or text.endswith('�')) and not talk.done: continue
+        if text != told: yield text[len(told):]
+        told = text
+
+# %% ../nbs/16_decoding.ipynb #c93
+class TextProcessor:
+    "For transformers' `generate`: a guide per row, found again after beams were reordered"
+    def __init__(self, tok, ids, trie, prompt_length, size, allowed=None):
+        self.start,self.fresh,self.guides = prompt_length,Guide(tok, ids, trie, size, allowed),{}
+
+    def __call__(self, input_ids, scores):
+        rows = [tuple(r) for r in input_ids[:, self.start:].tolist()]
+        self.guides = {r: self.guides[r] if r in self.guides else self.after(r) for r in set(rows)}
+        ok = torch.stack([may(self.guides[r]) for r in rows]).to(scores.device)
+        return scores.masked_fill(~ok, -torch.inf)
+
+    def after(self, said):
+        "The guide behind one token more, or behind all of a text that was begun elsewhere"
+        known = said[:-1] in self.guides
+        g = self.guides.get(said[:-1], self.fresh).fork()
+        for t in said[-1:] if known else said:
+            if t != g.eos: take(g, t)
+        return g
