@@ -228,13 +228,16 @@ def bench_cold(
     from semantic_ids.histories import encode, split
     from semantic_ids.metrics import content_knn
     from semantic_ids.pipeline import accelerator, sasrec_sizes, set_threads
+    from semantic_ids.quantizers import ResidualKMeans
     from semantic_ids.rqvae import RQVAE
     from semantic_ids.showdown import averaged, cold_contest, cold_figures, hash_contest, withhold
     set_threads(p.threads)
     (x, _), cut, k = catalogue_vectors(catalogue), split(encode(catalogue)), p.codebook_size
     training = dict(device=accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)
-    def codes(hash, seed):
-        model, part, n, order = cold_contest(x, RQVAE(x.shape[1], codebook_size=k), cut, seed, sasrec_sizes(p), hash=hash, fit=dict(seed=p.seed, steps=p.rq_steps), **training)
+    balanced, rqvae = lambda: (ResidualKMeans(3, k, balanced=True), {}), lambda: (RQVAE(x.shape[1], codebook_size=k), dict(steps=p.rq_steps))
+    def codes(made, hash, seed):
+        q, fit = made()
+        model, part, n, order = cold_contest(x, q, cut, seed, sasrec_sizes(p), hash=hash, fit=dict(fit, seed=p.seed), **training)
         return cold_figures(model.score, part, n)
     def text():
         part, order, n = withhold(cut, len(x))
@@ -242,8 +245,8 @@ def bench_cold(
     todo = {'content_knn': lambda: dict(model='content_knn', **text())}
     for s in seeds:
         todo[f'sasrec {s}'] = lambda s=s: dict(model='sasrec', seed=s, **cold_figures(*hash_contest(len(x), cut, s, sasrec_sizes(p), **training)))
-        for name, hash in (('semantic_codes', False), ('semantic_codes_hash', True)):
-            todo[f'{name} {s}'] = lambda s=s, name=name, hash=hash: dict(model=name, seed=s, **codes(hash, s))
+        for name, made, hash in (('semantic_codes', balanced, False), ('semantic_codes_hash', balanced, True), ("semantic_codes by the RQ-VAE's IDs", rqvae, False)):
+            todo[f'{name} {s}'] = lambda s=s, name=name, made=made, hash=hash: dict(model=name, seed=s, **codes(made, hash, s))
     return write_rows(file, _origin(command, catalogue), todo, _settings(p), merge=averaged)
 
 # %% ../nbs/23_bench.ipynb #c34
