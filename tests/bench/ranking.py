@@ -2,20 +2,19 @@
 
     python tests/bench/ranking.py
     python tests/bench/ranking.py --users 5000                     a quick look
-    python tests/bench/ranking.py --protocols FOLDER [--save]      real histories (folder or catalogue) under three protocols
+    python tests/bench/ranking.py --protocols FOLDER real histories (folder or catalogue) under three protocols
 
 Weights and histories (20 items each) are random. Both sides score with the same model, leave out what was bought and
 end with a rank for each user; the peer argsorts each row and looks the target up, on fewer users. `ours` and `peer` are
 CPU seconds of one thread for all users, the peer's scaled from its own number (other work on the machine stretches `wall`); ratio above 1: ours is faster. The ranks are compared.
---save writes semantic_ids/results/original_protocol.json.
 """
-import argparse, datetime, json, os, platform, time
+import argparse, json, os, time
 from pathlib import Path
 import numpy as np
 import torch
 from semantic_ids import metrics as M
 from semantic_ids.histories import Ragged, Split, encode, split
-from semantic_ids.runs import peak_rss_mb, write_json
+from semantic_ids.runs import peak_rss_mb
 
 def made(users, items, length, seed=42):
     "A split of random histories without repeats"
@@ -74,9 +73,6 @@ def protocols(a):
         for name in ('popularity', 'last_item', 'item_knn'):
             rows.append(dict(model=name, protocol=protocol, **figures(getattr(M, name)(s, n), s, protocol)))
             print(name, protocol, {k: round(v, 4) for k, v in rows[-1].items() if k in ('hit@10', 'ndcg@10', 'mrr', 'mean_rank', 'median_rank')}, rows[-1]['ci95'], flush=True)
-    if a.save: write_json(Path(M.__file__).parent / 'results' / 'original_protocol.json', dict(rows=rows, data=c.name, items=n, users=len(r), purchases=len(r.values), seeds=dict(users=42, negatives=42, bootstrap=0),
-        command=f'python tests/bench/ranking.py --protocols {c.name} --save', date=str(datetime.date.today()), device=f'{os.cpu_count()} CPU cores, 1 thread',
-        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,7 +81,6 @@ def main():
     p.add_argument('--peer-users', type=int, default=2_000)
     p.add_argument('--threads', type=int, default=1)
     p.add_argument('--protocols', help='folder or name of a catalogue with histories')
-    p.add_argument('--save', action='store_true')
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     protocols(a) if a.protocols else bench(a)
