@@ -271,7 +271,7 @@ class Preset:
     sasrec_layers:int = 2
     sasrec_heads:int = 2
     sasrec_epochs:int = 15
-    sasrec_lr:float = 2e-3
+    sasrec_lr:float = 4e-3
     sasrec_dropout:float = .2
     max_len:int = 20 # Items of a history the SASRecs see
     llm:str = 'small' # 'small', a Hub id or a folder
@@ -306,9 +306,9 @@ presets = dict(
               kv_heads=1, ffn=128, vocab_size=1024, conversations=600, language_steps=6, vocab_steps=4, llm_steps=20,
               batch_tokens=512, eval_users=60, eval_prompts=24),
     quickstart=dict(),
-    cpu=dict(top=2000, codebook_size=128, rq_steps=1500,
+    cpu=dict(top=2000, codebook_size=128, rq_steps=1500, sasrec_lr=2e-3,
              conversations=60_000, language_steps=150, vocab_steps=40, llm_steps=3200, batch_tokens=768, eval_users=1000, eval_prompts=150),
-    release=dict(top=None, codebook_size=64, rq_steps=1500, conversations=90_000, language_steps=250, vocab_steps=40,
+    release=dict(top=None, codebook_size=64, rq_steps=1500, sasrec_lr=2e-3, conversations=90_000, language_steps=250, vocab_steps=40,
                  llm_steps=5500, batch_tokens=768, eval_users=2000, eval_prompts=300),
     colab={**_big, 'top': 5000, 'llm': 'Qwen/Qwen3-0.6B', 'conversations': 200_000, 'llm_steps': 3000, 'batch_tokens': 4096,
            'llm_lr': 1e-4, 'dtype': 'float32', 'threads': 2, 'eval_users': 1000, 'eval_prompts': 300},
