@@ -226,9 +226,9 @@ def make_semantic_sasrec(w, d):
     from semantic_ids.semantic_sasrec import SemanticSASRec,random_codes
     p,ids,rows,losses = w.preset,w.ids,{},{}
     noise = random_codes(len(ids), ids.n_levels, p.codebook_size, seed=p.seed)
-    for name,codes,own in [('codes', ids.codes, False), ('codes_hash', ids.codes, True), ('random', noise, False)]:
+    for name,codes,form in [('codes', ids.codes, {}), ('codes_hash', ids.codes, dict(hash=True, prefixes=False)), ('random', noise, dict(prefixes=False, temperature=None))]:
         set_seed(p.seed)
-        model = SemanticSASRec(codes, max(p.codebook_size, codes.max() + 1), hash=own, **sasrec_sizes(p))
+        model = SemanticSASRec(codes, max(p.codebook_size, codes.max() + 1), **form, **sasrec_sizes(p))
         rows[f'semantic_{name}'],log = fit_sasrec(w, model, d/name, w.partial('semantic_sasrec')/name)
         losses[f'semantic_{name}'] = log['loss']
     write_json(d/'metrics.json', dict(rows=rows, losses=losses))
