@@ -96,7 +96,7 @@ def downstream(
     from semantic_ids.semantic_sasrec import SemanticSASRec
     set_seed(p.seed)
     model = SemanticSASRec(ids.codes, ids.codebook_size, prefixes=False, temperature=None, **sasrec_sizes(p)).to(accelerator())
-    log = train_sasrec(model, split, epochs=p.sasrec_epochs, lr=p.sasrec_lr, seed=p.seed)
+    log = train_sasrec(model, split, epochs=p.sasrec_epochs, lr=4e-3, seed=p.seed)
     row = evaluate(model.score, split)
     return {'hit@10': row['hit@10'], 'ndcg@10': row['ndcg@10'], 'users': row['users'], 'protocol': split.protocol, 'seconds_sasrec': round(log['seconds'], 1)}
 
