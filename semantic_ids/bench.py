@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 import numpy as np
-from .runs import InputError, hash_of, preset, read_json, say, set_seed, write_json
+from .runs import InputError, hash_of, preset, read_json, say, write_json
 
 # %% ../nbs/23_bench.ipynb #c7
 def _commit():
@@ -92,11 +92,10 @@ def downstream(
     "Hit@10 of a SASRec whose item vectors are plain sums of code vectors"
     from semantic_ids.metrics import evaluate
     from semantic_ids.pipeline import accelerator, sasrec_sizes
-    from semantic_ids.sasrec import train_sasrec
     from semantic_ids.semantic_sasrec import SemanticSASRec
-    set_seed(p.seed)
-    model = SemanticSASRec(ids.codes, ids.codebook_size, prefixes=False, temperature=None, **sasrec_sizes(p)).to(accelerator())
-    log = train_sasrec(model, split, epochs=p.sasrec_epochs, lr=4e-3, seed=p.seed)
+    from semantic_ids.showdown import trained
+    make = lambda: SemanticSASRec(ids.codes, ids.codebook_size, prefixes=False, temperature=None, **sasrec_sizes(p))
+    model, log = trained(make, split, p.seed, accelerator(), epochs=p.sasrec_epochs, lr=4e-3)
     row = evaluate(model.score, split)
     return {'hit@10': row['hit@10'], 'ndcg@10': row['ndcg@10'], 'users': row['users'], 'protocol': split.protocol, 'seconds_sasrec': round(log['seconds'], 1)}
 
@@ -201,17 +200,14 @@ def bench_showdown(
     plain = dict(popularity=lambda: popularity(cut, n), last_item=lambda: last_item(cut, n), item_knn=lambda: item_knn(cut, n), content_knn=lambda: content_knn(x))
     todo = {name: (lambda f=f, name=name: dict(model=name, **figures_of(f(), cut, n))) for name, f in plain.items()}
     slow = dict(users=1000, valid_users=300) if n > 5000 else {}
-    def measure(name, seed, share=1):
-        make, part = contestants(ids(), sasrec_sizes(p))[name], cut if share == 1 else thin(cut, share)
-        row = contest(make, part, seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr, **(slow if name == 'semantic_ar' else {}))[1]
-        return dict(row, model=name if share == 1 else f'{name}, {share:.0%} of the data')
+    def measure(name, seed, part=cut, label=''):
+        make, more = contestants(ids(), sasrec_sizes(p))[name], slow if name == 'semantic_ar' else {}
+        row = contest(make, part, seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr, **more)[1]
+        return dict(row, model=name + label)
     todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for s in seeds for m in THRICE}
     todo |= {f'{m} {seeds[0]}': (lambda m=m: measure(m, seeds[0])) for m in ('semantic_random', 'semantic_parallel')}
-    def again(name, seed):
-        row = contest(contestants(ids(), sasrec_sizes(p))[name], refit(cut), seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)[1]
-        return dict(row, model=f'{name}, refitted')
-    todo |= {f'{m} {seeds[0]} refitted': (lambda m=m: again(m, seeds[0])) for m in ('sasrec', 'semantic_codes_hash')}
-    todo |= {f'{m} {seeds[0]} {share}': (lambda m=m, share=share: measure(m, seeds[0], share)) for share in shares for m in THRICE}
+    todo |= {f'{m} {seeds[0]} refitted': (lambda m=m: measure(m, seeds[0], refit(cut), ', refitted')) for m in ('sasrec', 'semantic_codes_hash')}
+    todo |= {f'{m} {seeds[0]} {share}': (lambda m=m, share=share: measure(m, seeds[0], thin(cut, share), f', {share:.0%} of the data')) for share in shares for m in THRICE}
     todo |= {f'semantic_ar {seeds[0]}': lambda: measure('semantic_ar', seeds[0])}
     return write_rows(file, _origin(command, catalogue), todo, _settings(p), merge=averaged)
 
@@ -262,8 +258,7 @@ def bench_original(
     from semantic_ids.histories import encode, split
     from semantic_ids.metrics import item_knn, last_item, popularity, ranks, sampled1000, summarize
     from semantic_ids.pipeline import accelerator, sasrec_sizes, set_threads
-    from semantic_ids.sasrec import train_sasrec
-    from semantic_ids.showdown import averaged, contestants
+    from semantic_ids.showdown import averaged, contestants, trained
     set_threads(p.threads)
     bought = catalogue.histories['item_ids'].explode().unique()
     catalogue = replace(catalogue, items=catalogue.items.filter(catalogue.items['item_id'].is_in(bought.implode())))
@@ -271,9 +266,7 @@ def bench_original(
     judged = lambda score: dict(summarize(sampled1000(score, cut, negatives)), protocol=f'sampled{negatives}', **{'full hit@10': summarize(ranks(score, cut))['hit@10']})
     todo = {m: (lambda f=f, m=m: dict(model=m, **judged(f(cut, n)))) for m, f in dict(popularity=popularity, last_item=last_item, item_knn=item_knn).items()}
     def measure(name, seed):
-        set_seed(seed)
-        model = contestants(ids(), sasrec_sizes(p))[name]().to(accelerator())
-        log = train_sasrec(model, cut, seed=seed, epochs=p.sasrec_epochs, lr=p.sasrec_lr)
+        model, log = trained(contestants(ids(), sasrec_sizes(p))[name], cut, seed, accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)
         return dict(model=name, **judged(model.score), parameters=model.sizes(), seconds_train=round(log['seconds'], 1), seed=seed)
     todo |= {f'{m} {s}': (lambda m=m, s=s: measure(m, s)) for s in seeds for m in THRICE}
     return write_rows(file, _origin(command, catalogue), todo, _settings(p, negatives=negatives), merge=averaged)
