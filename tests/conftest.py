@@ -31,3 +31,25 @@ def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.skipped and {'data_folder', 'models_folder'} & set(item.fixturenames):
         item.config.stash.setdefault(SKIPPED, []).append(item.nodeid)
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+@pytest.fixture(scope='session')
+def x():
+    "400 unit vectors around twenty centres"
+    import numpy as np
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 24))[rng.integers(0, 20, 400)] + .3 * rng.normal(size=(400, 24))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+@pytest.fixture(scope='module')
+def model(x):
+    "A small RQ-VAE of these vectors, new for each file"
+    from semantic_ids.rqvae import RQVAE
+    return RQVAE(24, hidden=(32,), d_latent=8, codebook_size=16).fit(x, steps=80)

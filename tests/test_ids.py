@@ -171,15 +171,6 @@ def test_purity_of_nothing_is_absent():
 
 # vectors
 
-@pytest.fixture(scope='module')
-def x():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(20, 24))[rng.integers(0, 20, 400)] + .3 * rng.normal(size=(400, 24))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-@pytest.fixture(scope='module')
-def model(x): return RQVAE(24, hidden=(32,), d_latent=8, codebook_size=16).fit(x, steps=80)
-
 @pytest.mark.parametrize('spoil, match', [
     (lambda x: np.where(np.arange(len(x))[:, None] == 7, np.nan, x), 'first row 7'), (lambda x: x * np.inf, 'NaN or infinity'), (lambda x: x[:0], 'at least one'),
     (lambda x: x[0], 'shape'), (lambda x: x[:, :5], '5 dimensions')])

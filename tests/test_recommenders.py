@@ -11,13 +11,6 @@ from semantic_ids.semantic_sasrec import SemanticSASRec, random_codes
 DATA = Path(os.environ.get('SEMANTIC_IDS_DATA', Path(__file__).resolve().parents[2] / 'shared/data'))
 N = 40
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.fixture(scope='module')
 def world():
     "Users walk through the items in steps of one to three, so that the next item can be learned"

@@ -9,15 +9,6 @@ from semantic_ids.runs import InputError
 
 SIZE = dict(hidden=(32,), d_latent=8, codebook_size=16)
 
-@pytest.fixture(scope='module')
-def x():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(20, 24))[rng.integers(0, 20, 400)] + .3 * rng.normal(size=(400, 24))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-@pytest.fixture(scope='module')
-def model(x): return RQVAE(24, **SIZE).fit(x, steps=80)
-
 # gradients
 
 def reference(z, q):

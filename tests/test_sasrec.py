@@ -18,13 +18,6 @@ GENERATIVE = ['parallel', 'ar']
 every = pytest.mark.parametrize('kind', KINDS)
 close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 def make(kind, seed=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
