@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['level_tokens', 'prompt_tokens', 'head_logits', 'exact_scores', 'prefill', 'LMStep', 'item_beam', 'SidProcessor',
-           'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'stream', 'TextProcessor']
+           'generate_items', 'Guide', 'ways', 'may', 'take', 'Talk', 'answers', 'answer', 'lead', 'stream',
+           'TextProcessor']
 
 # %% ../nbs/16_decoding.ipynb #c4
 import copy,inspect,itertools
@@ -35,14 +36,15 @@ def prompt_tokens(
     model, # A language model
     tok, # Its tokenizer
     prompts, # Conversations: lists of dicts of role and content
-    prefix='', # What the assistant has said already
+    prefix='', # What the assistant has said already, for all prompts or one text each
     room=64, # Tokens kept free for the answer
 ): # A list of lists
     "Tokens up to the answer; what does not fit into the model's window is cut from the front"
     if not prompts: return []
     limit = (getattr(model.config, 'max_position_embeddings', None) or 4096) - room
     if limit < 1: raise InputError(f'{room} tokens for the answer leave no room for a prompt in a window of {limit+room}; ask for fewer')
-    texts = [prompt_text(tok, p) + prefix for p in prompts]
+    said = [prefix]*len(prompts) if isinstance(prefix, str) else prefix
+    texts = [prompt_text(tok, p) + s for p, s in zip(prompts, said, strict=True)]
     return [r[-limit:] for r in tok(texts, add_special_tokens=False)['input_ids']]
 
 # %% ../nbs/16_decoding.ipynb #c26
@@ -161,13 +163,14 @@ def item_beam(
     n=10, # Items wanted
     allowed=None, # Items each prompt may get (u, n_items), or one row for all; default every item
     dtype='float32', # Of the matrix products
-    prefix='', # What the assistant has said already
+    prefix='', # What the assistant has said already, for all prompts or one text each
     width=None, # Beams kept between levels, n or more
     batch=32, # Prompts at once; fewer if the beams are many
 ): # Items (u, n), -1 where there are none left, and their scores
     "The n best items for each prompt"
     if n < 1: raise InputError(f'n={n}: ask for at least one item')
-    rows,allowed = prompt_tokens(model, tok, prompts, prefix+'<|sid_start|>'),_allowed(allowed, len(prompts), ids)
+    begun = prefix+'<|sid_start|>' if isinstance(prefix, str) else [p+'<|sid_start|>' for p in prefix]
+    rows,allowed = prompt_tokens(model, tok, prompts, begun),_allowed(allowed, len(prompts), ids)
     items,scores = np.full((len(rows), n), -1),np.full((len(rows), n), -np.inf, np.float32)
     width,order = max(n, width or n),np.argsort([len(r) for r in rows], kind='stable')
     batch = max(1, min(batch, 8192//width))
@@ -315,8 +318,8 @@ def _draw(logits, temperature, g):
 
 class Talk:
     "One answer in the making"
-    def __init__(self, guide, begun, temperature, seed):
-        self.guide,self.said,self.done,self.temperature = guide,list(begun),False,temperature
+    def __init__(self, guide, begun, temperature, seed, stop=None):
+        self.guide,self.said,self.done,self.temperature,self.stop = guide,list(begun),False,temperature,stop
         self.g = torch.Generator().manual_seed(seed)
         for t in begun: take(guide, t)
         if not may(guide).any(): raise InputError('prefix: it stands inside an ID, and no allowed item begins like that')
@@ -325,7 +328,7 @@ class Talk:
         "The next token, or the end"
         full = len(self.said) >= max_tokens and not self.guide.inside
         t = self.guide.eos if self.done or full else _draw(logits.masked_fill(~may(self.guide), -torch.inf), self.temperature, self.g)
-        self.done |= t == self.guide.eos
+        self.done |= t in (self.guide.eos, self.stop)
         if not self.done: self.said.append(t); take(self.guide, t)
         return t
 
@@ -399,7 +402,25 @@ def answer(
     "The answer to one conversation"
     return answers(model, tok, ids, trie, [messages], max_tokens, allowed, **kwargs)[0]
 
-# %% ../nbs/16_decoding.ipynb #c90
+# %% ../nbs/16_decoding.ipynb #c87
+def lead(
+    model, tok, ids, trie, prompts, # As for `answers`
+    max_tokens=32, # Words at most
+    dtype='float32', # Of the matrix products
+    batch=64, # Prompts at once
+): # What each answer says in front of its first ID
+    "The words before the items"
+    out,order = ['']*len(prompts),np.argsort([sum(len(m['content']) for m in p) for p in prompts], kind='stable')
+    for part in np.split(order, range(batch, len(order), batch)) if len(order) else []:
+        talks,rows = _begin(model, tok, ids, trie, [prompts[i] for i in part], max_tokens, None, 0., 0, '')
+        for t in talks: t.stop = t.guide.start
+        for _ in _together(model, talks, rows, max_tokens, dtype): pass
+        for i,t in zip(part, talks):
+            words,colon,_ = _spoken(tok, t.said, t.guide).rpartition(':')
+            out[i] = words + colon + '\n' if colon else ''
+    return out
+
+# %% ../nbs/16_decoding.ipynb #c93
 def stream(
     model, tok, ids, trie, # As for `answers`
     messages, # One conversation
@@ -416,7 +437,7 @@ def stream(
         if text != told: yield text[len(told):]
         told = text
 
-# %% ../nbs/16_decoding.ipynb #c93
+# %% ../nbs/16_decoding.ipynb #c96
 class TextProcessor:
     "For transformers' `generate`: a guide per row, found again after beams were reordered"
     def __init__(self, tok, ids, trie, prompt_length, size, allowed=None):

@@ -337,13 +337,17 @@ class Asked:
         self.model.to(accelerator()).eval()
 
     def items(self, prompts, n=10, allowed=None, batch=64):
-        "The n best items of each prompt, and -1 where there are no more"
+        "The n best items of each prompt, -1 where there are no more, and the words said before them"
         import numpy as np
-        from semantic_ids.decoding import item_beam
+        from semantic_ids.decoding import item_beam,lead
         parts = np.array_split(np.arange(len(prompts)), -(-len(prompts)//batch))
         ok = lambda p: None if allowed is None else allowed[p]
-        return np.concatenate([item_beam(self.model, self.tok, self.w.ids, self.w.trie, [prompts[i] for i in p], n, allowed=ok(p),
-                                         dtype=self.dtype, width=2*n)[0] for p in track(parts, label='asking')])
+        args,words,rows = (self.model, self.tok, self.w.ids, self.w.trie),[],[]
+        for p in track(parts, label='asking'):
+            said = lead(*args, [prompts[i] for i in p], dtype=self.dtype)
+            rows.append(item_beam(*args, [prompts[i] for i in p], n, allowed=ok(p), dtype=self.dtype, prefix=said, width=2*n)[0])
+            words += said
+        return np.concatenate(rows),words
 
     def texts(self, prompts, most=64):
         "An answer in words for each prompt"
@@ -358,7 +362,7 @@ def llm_ranks(w, asked, rows, n=10):
     inputs,allowed = w.split.inputs('test'),np.ones((len(rows), len(w.ids)), bool)
     for k,r in enumerate(rows): allowed[k, inputs[r]] = False
     prompts = [history_prompt([w.ids.strings[i] for i in inputs[r]], w.preset.max_len) for r in rows]
-    hit = asked.items(prompts, n, allowed) == w.split.test[rows][:, None]
+    hit = asked.items(prompts, n, allowed)[0] == w.split.test[rows][:, None]
     return np.where(hit.any(1), hit.argmax(1) + 1, np.inf)
 
 def llm_row(w, asked):

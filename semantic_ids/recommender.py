@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from . import conversations as talk
 from .catalogue import Catalogue,from_frames
-from .decoding import answer,item_beam
+from .decoding import answer,item_beam,lead
 from .embeddings import catalogue_vectors,load_vectors,neighbours
 from .ids import SemanticIDs,Trie,to_string
 from .rqvae import RQVAE
@@ -33,6 +33,9 @@ class Recommendation:
 # %% ../nbs/17_recommender.ipynb #c8
 class Recommendations(list):
     "A list of recommendations that shows itself as a table"
+    def __init__(self, items=(), understood=''):
+        super().__init__(items)
+        self.understood = understood.strip(' :\n') # The wish in the catalogue's words
     def _repr_html_(self):
         rows = ''.join(f'<tr><td>{i}</td><td>{html.escape(r.title)}</td><td>{r.score:.2f}</td><td><code>{html.escape(r.semantic_id)}</code></td></tr>'
                        for i,r in enumerate(self, 1))
@@ -141,14 +144,16 @@ def recommend(self:Recommender,
 def beam(self:Recommender, prompt, n, allowed):
     "The n best allowed items after a prompt"
     if not allowed.any(): return Recommendations()
-    rows,scores = item_beam(self.model, self.tok, self.ids, self.trie, [prompt], n, allowed=allowed[None], width=max(2*n, 20))
-    return self.listed(rows[0], scores[0])
+    args = self.model,self.tok,self.ids,self.trie,[prompt]
+    words = lead(*args)
+    rows,scores = item_beam(*args, n, allowed=allowed[None], prefix=words, width=max(2*n, 20))
+    return self.listed(rows[0], scores[0], words[0])
 
 # %% ../nbs/17_recommender.ipynb #c23
 @patch
-def listed(self:Recommender, rows, scores):
+def listed(self:Recommender, rows, scores, words=''):
     "Rows of the catalogue as recommendations"
-    return Recommendations(Recommendation(self.ids.item_ids[i], self.titles[i], float(s), self.strings[i]) for i,s in zip(rows, scores) if i >= 0)
+    return Recommendations([Recommendation(self.ids.item_ids[i], self.titles[i], float(s), self.strings[i]) for i,s in zip(rows, scores) if i >= 0], words)
 
 # %% ../nbs/17_recommender.ipynb #c25
 @patch
@@ -230,9 +235,10 @@ def say(self:Chat,
 def reply(self:Chat, raw, n, allowed):
     "Rank items if items are asked for, then note the answer"
     rec,items = self.rec,Recommendations()
-    if raw.startswith('<|sid_start|>'):
+    if raw.startswith('<|sid_start|>') or ':\n<|sid_start|>' in raw:
         items = rec.beam(self.messages, n, allowed)
-        raw = '\n'.join(r.semantic_id for r in items) or 'Nothing in the shop fits that.'
+        words = f'{items.understood}:\n' if items.understood else ''
+        raw = words + '\n'.join(r.semantic_id for r in items) if items else f'{words.strip()} {talk.NOTHING}'.strip().capitalize()
         self.shown += rec.rows([r.item_id for r in items])
     self.turns.append(raw)
     return Turn(rec.with_titles(raw), items, talk.chat_html(self.messages, dict(zip(rec.strings, rec.titles))), raw)

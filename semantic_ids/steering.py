@@ -95,7 +95,7 @@ def fitting(
 
 # %% ../nbs/18_steering.ipynb #c22
 def converse(
-    rec_fn, # Conversations -> item indices (n, 10), -1 where there are none
+    rec_fn, # Conversations -> item indices (n, 10), -1 where there are none, and the words said before each list
     requests, # From `requests_for`
     strings, # SID string of each item
 ): # Item indices after the last turn (n, 10)
@@ -104,9 +104,9 @@ def converse(
     for t in range(max((len(r['turns']) for r in requests), default=0)):
         live = [i for i, r in enumerate(requests) if len(r['turns']) > t]
         for i in live: turns[i].append(ask_items(requests[i]['turns'][t]))
-        for i, row in zip(live, rec_fn([as_messages(turns[i]) for i in live])):
+        for i, row, words in zip(live, *rec_fn([as_messages(turns[i]) for i in live])):
             lists[i] = row
-            turns[i].append('\n'.join(strings[j] for j in row[:2] if j >= 0))
+            turns[i].append(words + '\n'.join(strings[j] for j in row[:2] if j >= 0))
     return np.array(lists)
 
 # %% ../nbs/18_steering.ipynb #c28
@@ -139,12 +139,12 @@ def summary(
 # %% ../nbs/18_steering.ipynb #c32
 PLAIN = 'Recommend something.'
 def benchmark(
-    rec_fn, # Conversations -> item indices (n, 10)
+    rec_fn, # As for `converse`
     requests, # From `requests_for`
     strings, # SID string of each item
 ): # report.steering; requests written by hand are reported apart under 'hand'
     "How far words steer, by kind of wish"
-    plain, lists = np.asarray(rec_fn([as_messages([ask_items(PLAIN)])]))[0], converse(rec_fn, requests, strings)
+    plain, lists = rec_fn([as_messages([ask_items(PLAIN)])])[0][0], converse(rec_fn, requests, strings)
     parts = {s: [i for i, r in enumerate(requests) if (r['source'] == 'hand') == (s == 'hand')] for s in ('pattern', 'hand')}
     sums = {s: summary([requests[i] for i in idx], [lists[i] for i in idx], plain) for s, idx in parts.items() if idx}
     out = sums.pop('pattern', {}) | sums
@@ -166,7 +166,7 @@ def claims(
 ): # set of values claimed to be shared
     "What stands after the last *Both:*"
     _, found, end = text.rpartition('Both:')
-    return {c.strip(' .') for c in end.split('.')[0].split(',')} - {''} if found else set()
+    return {c.strip() for c in end.strip().removesuffix('.').split(', ')} - {''} if found else set()
 
 # %% ../nbs/18_steering.ipynb #c51
 def explanation_pairs(
@@ -195,7 +195,7 @@ def explanation_scores(
 
 # %% ../nbs/18_steering.ipynb #c58
 def llm_metrics(
-    rec_fn, # Conversations -> item indices (n, 10)
+    rec_fn, # As for `converse`
     say_fn, # Conversations -> texts
     catalogue, ids, # Catalogue and SemanticIDs
     n=100, # Items asked about
@@ -204,9 +204,9 @@ def llm_metrics(
 ): # dict: valid_rate, title_exact, sid_exact, sid_prefix
     "report.llm, as far as it is about items"
     f, some = Facets(catalogue, ids), np.random.default_rng(seed).permutation(len(ids))[:n]
-    lists = np.asarray(rec_fn([id_prompt(f.titles[i]) for i in some]))
+    lists = rec_fn([id_prompt(f.titles[i]) for i in some])[0]
     texts = say_fn([title_prompt(ids.strings[i]) for i in some])
-    more = np.asarray(rec_fn([as_messages([ask_items(f'something like {ids.strings[i]}', ids.strings)]) for i in np.resize(some, max(1, generations//lists.shape[1] - n))])) if generations > n*lists.shape[1] else lists[:0]
+    more = rec_fn([as_messages([ask_items(f'something like {ids.strings[i]}', ids.strings)]) for i in np.resize(some, max(1, generations//lists.shape[1] - n))])[0] if generations > n*lists.shape[1] else lists[:0]
     said = [row[row >= 0] for row in (*lists, *more)]
     valid = [len(set(r.tolist())) == len(r) and r.max(initial=0) < len(ids) for r in said]
     same = ids.codes[lists[:, 0]] == ids.codes[some]
