@@ -10,10 +10,10 @@ __all__ = ['SYSTEM', 'REC', 'RULES', 'WORDS', 'AFTER', 'STATE', 'FILLER', 'COLUM
            'platform_genre', 'known', 'combination', 'negation', 'anything', 'nothing', 'history_words', 'reply',
            'plan', 'dialogue', 'two_turn', 'three_turn', 'similar', 'also_bought', 'facts', 'facts_text', 'some',
            'title', 'find', 'item_facts', 'question', 'description', 'find_story', 'behind', 'prefix', 'shared',
-           'explanation', 'explain', 'bundle', 'understand', 'talk', 'available', 'build', 'held_phrases', 'is_held',
-           'held_out', 'validate', 'ask_items', 'history_prompt', 'words_prompt', 'title_prompt', 'id_prompt',
-           'facts_prompt', 'explain_prompt', 'bundle_prompt', 'similar_prompt', 'item_words', 'language_texts',
-           'load_requests']
+           'explanation', 'explain', 'common', 'bundle', 'understand', 'talk', 'available', 'build', 'held_phrases',
+           'is_held', 'held_out', 'validate', 'ask_items', 'history_prompt', 'words_prompt', 'title_prompt',
+           'id_prompt', 'facts_prompt', 'explain_prompt', 'bundle_prompt', 'similar_prompt', 'item_words',
+           'language_texts', 'load_requests']
 
 # %% ../nbs/13_conversations.ipynb #c4
 import html,json,random,re
@@ -677,12 +677,12 @@ RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|sa
 # %% ../nbs/13_conversations.ipynb #c101
 def some(
     f, rng, # Facets, random.Random
-    most=4, # At most
+    most=6, # At most
 ): # Item indices
     "One item, or a few"
-    return rng.sample(range(f.n), min(f.n, rng.choice([1, 1, 1, *range(2, most + 1)])))
+    return rng.sample(range(f.n), min(f.n, rng.choice([1, 1, *range(1, most + 1)])))
 
-@task(0.06)
+@task(0.07)
 def title(f, rng, held):
     idx = some(f, rng)
     return [expand('@what', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '?', ':', '']), '\n'.join(f.titles[i] for i in idx)], idx
@@ -774,14 +774,25 @@ def explanation(
 # %% ../nbs/13_conversations.ipynb #c108
 RULES['why'] = '[why|why would I like|why do you recommend|why is|explain|explain why|reason for|what speaks for|why buy|why did you pick] {b} [if I own|after|for someone with|given|because I have|when I liked|as I own|with] {a}|I [have|own|liked|bought] {a}. [Why|Why would I like|Why is|Explain|Why do you recommend] {b}|~what makes {b} fit beside {a}'
 
-@task(0.04)
+@task(0.05)
 def explain(f, rng, held):
     i = rng.randrange(f.n)
     near = _near(f, [i]) if rng.random() < .75 else 0.
     j = answer(f, np.arange(f.n) != i, 1, rng, near)[0]
     return [expand('@why', rng, held).replace('{a}', f.strings[i]).replace('{b}', f.strings[j]) + rng.choice(['?', '?', '.']), explanation(f, i, j)], (i, j)
 
-# %% ../nbs/13_conversations.ipynb #c109
+# %% ../nbs/13_conversations.ipynb #c110
+RULES['common'] = '[what do|which words do] [{a}|"{a}"] and [{b}|"{b}"] [have in common|share]|[compare|common to|in both]: {a}. {b}|one is {a}. the other is {b}. what is the same|~{a} and {b} agree with each other on what'
+
+@task(0.02)
+def common(f, rng, held):
+    i = rng.randrange(f.n)
+    j = answer(f, np.arange(f.n) != i, 1, rng, _near(f, [i]) if rng.random() < .75 else 0.)[0]
+    both = ', '.join(neutral(v) for _, v in shared(f, i, j)).lower()
+    text = expand('@common', rng, held).replace('{a}', facts_text(f, i)).replace('{b}', facts_text(f, j))
+    return ([text + rng.choice(['?', '']), f'Both: {both}.'], (i, j)) if both else None
+
+# %% ../nbs/13_conversations.ipynb #c111
 RULES['bundle'] = '[name|suggest a name for|a name for|find a name for|suggest a catchy name for|title for|what would you call|name this bundle:|how would you name] [a bundle of|the bundle|a bundle containing|a set of|this bundle|this pack|these:|] {s}|~christen the package {s}'
 
 @task(0.01)
@@ -795,7 +806,7 @@ def bundle(f, rng, held):
     end = f' for {wants["platform"]}' if 'platform' in wants else ''
     return [expand('@bundle', rng, held).replace('{s}', _sids(f, found)) + rng.choice(['?', '.', '']), f'The {name} Bundle{end}'.replace('  ', ' ')], wants
 
-# %% ../nbs/13_conversations.ipynb #c112
+# %% ../nbs/13_conversations.ipynb #c114
 RULES['mean'] = '[What do I want?|What am I asking for?|In short?|What did I ask for?|Summary?|Repeat that in your words.|~How do you understand me?]'
 SMALL = [('[hi|hello|hey|good morning|hello there|good evening|hey there]', 'Hello! What do you like?'), ('[thanks|thank you|thank you very much|great, thanks|perfect, thank you]', 'You are welcome.'),
          ('[bye|goodbye|see you|good night]', 'Goodbye!'), ('[who are you|what are you|what can you do|how can you help me|what is this]?', 'I recommend items. Tell me what you like.')]
@@ -806,13 +817,13 @@ def understand(f, rng, held):
     wants = draw(f, rng.choice(mixes), rng) if mixes else None
     return ([say(wants, rng, held) + ' ' + expand('@mean', rng, held), understood(wants) + '.'], wants) if wants else None
 
-# %% ../nbs/13_conversations.ipynb #c113
+# %% ../nbs/13_conversations.ipynb #c115
 @task(0.003)
 def talk(f, rng, held):
     ask, answer = rng.choice(SMALL)
     return [noise(expand(ask, rng), random.Random(rng.random()) if held else rng, 0.), answer], None
 
-# %% ../nbs/13_conversations.ipynb #c115
+# %% ../nbs/13_conversations.ipynb #c117
 def available(
     f, # Facets
 ): # name -> share, summing to 1
@@ -822,7 +833,7 @@ def available(
     ok = {k: s for k, s in ok.items() if attempt(f, TYPES[k][2], random.Random(0))}
     return {k: s/sum(ok.values()) for k, s in ok.items()}
 
-# %% ../nbs/13_conversations.ipynb #c116
+# %% ../nbs/13_conversations.ipynb #c118
 def build(
     catalogue, ids, split, # Catalogue, SemanticIDs, Split: only its training prefixes are read
     n=20000, # Conversations
@@ -839,7 +850,7 @@ def build(
     return pl.DataFrame(dict(type=[r[0] for r in rows], messages=[as_messages(r[1]) for r in rows],
                              learn=['ids' if r[0] in ('history', 'history_words', 'also_bought') else 'assistant' for r in rows], user=[r[2] for r in rows]))
 
-# %% ../nbs/13_conversations.ipynb #c125
+# %% ../nbs/13_conversations.ipynb #c127
 def _walk(node, out):
     for branches, held in ((node[0], 0), (node[1], 1)):
         for parts in branches:
@@ -848,7 +859,7 @@ def _walk(node, out):
                 if not isinstance(p, str): _walk(p, out)
     return out
 
-# %% ../nbs/13_conversations.ipynb #c126
+# %% ../nbs/13_conversations.ipynb #c128
 def held_phrases():
     "What only held-out branches say, lower case"
     found = [p for t in [*RULES.values(), *AFTER.values(), *STATE.values(), *TURN.values(), *QUESTION.values()] for p in _walk(parse(t), [])]
@@ -865,7 +876,7 @@ def is_held(
 
 KINDS = {'platform': [['platform']], 'genre': [['genre']], 'theme': [['theme']], 'vibe': [['vibe']], 'series': [['series']], 'price': [['price_max']], 'negation': NOTS, 'combination': [['platform', 'genre']]*8 + MIXES, 'two_turn': 2, 'three_turn': 3}
 
-# %% ../nbs/13_conversations.ipynb #c127
+# %% ../nbs/13_conversations.ipynb #c129
 def held_out(
     catalogue, # Catalogue
     n=150, # Requests per kind
@@ -882,7 +893,7 @@ def held_out(
             if sum(r['kind'] == kind for r in out[-n:]) == n: break
     return out
 
-# %% ../nbs/13_conversations.ipynb #c133
+# %% ../nbs/13_conversations.ipynb #c135
 _PART = re.compile(r'<\|sid_start\|>(?:<\|sid_\d+\|>)+')
 def _fault(kind, ms, user, strings, split):
     if [m['role'] for m in ms] != (['system'] + ['user', 'assistant']*len(ms))[:len(ms)] or len(ms) < 3 or len(ms) % 2 == 0: return 'roles do not alternate from system and user to assistant'
@@ -894,7 +905,7 @@ def _fault(kind, ms, user, strings, split):
     if any(is_held(_SID.sub('', m['content'])) for m in ms if m['role'] == 'user'): return 'a held-out phrase'
     if user >= 0 and split is not None and {strings[s] for s in found} - set(split.train[user].tolist()): return 'an item outside the training prefix of its user'
 
-# %% ../nbs/13_conversations.ipynb #c134
+# %% ../nbs/13_conversations.ipynb #c136
 def validate(
     frame, # From `build`
     ids, # SemanticIDs
@@ -905,7 +916,7 @@ def validate(
     rows = zip(frame['type'], frame['messages'].to_list(), frame['user'])
     return [(i, fault) for i, (k, ms, u) in enumerate(rows) if (fault := _fault(k, ms, u, strings, split))]
 
-# %% ../nbs/13_conversations.ipynb #c141
+# %% ../nbs/13_conversations.ipynb #c143
 def ask_items(
     text, # What the user says
     keep=(), # SID strings that the text may contain
@@ -929,7 +940,7 @@ def words_prompt(
     past = f'I bought {"".join(list(history)[-most:])}. ' if len(history) else ''
     return as_messages([past + ask_items(text)])
 
-# %% ../nbs/13_conversations.ipynb #c142
+# %% ../nbs/13_conversations.ipynb #c144
 def title_prompt(s): return as_messages([f'what is the title of {s}?'])
 def id_prompt(title): return as_messages([f'find "{neutral(title)}"'])
 def facts_prompt(s): return as_messages([f'tell me about {s}.'])
@@ -937,7 +948,7 @@ def explain_prompt(owned, s): return as_messages([f'I own {owned}. Why {s}?'])
 def bundle_prompt(strings): return as_messages([f'name a bundle of {"".join(strings)}.'])
 def similar_prompt(s, text=''): return as_messages([f'something like {s} {ask_items(text)}'.replace('  ', ' ')])
 
-# %% ../nbs/13_conversations.ipynb #c145
+# %% ../nbs/13_conversations.ipynb #c147
 def item_words(
     catalogue, # Catalogue
 ): # One text per item, lower case
@@ -949,7 +960,7 @@ def item_words(
     said = lambda a, v: [w for side in words(a, v) for w in dict.fromkeys(side)]
     return [' ' + (' '.join(w for a, v in have(i) for w in said(a, v)) or f.titles[i]).lower() for i in range(f.n)]
 
-# %% ../nbs/13_conversations.ipynb #c147
+# %% ../nbs/13_conversations.ipynb #c149
 def language_texts(
     catalogue, # Catalogue
     n=4000, # Wishes
@@ -962,11 +973,12 @@ def language_texts(
     mixes = known(f, [[a] for a in COLUMNS] + MIXES + NOTS)
     wishes = [w for _ in range(n if mixes else 0) if (w := draw(f, rng.choice(mixes), rng))]
     said = [f'{say(w, rng)} = {understood(w)}.' for w in wishes]
-    texts = [t.lower() for t in items + about + said if t]
+    pairs = [(i, answer(f, np.arange(f.n) != i, 1, rng, _near(f, [i]))[0]) for i in range(f.n) if f.n > 1]
+    texts = [t.lower() for t in items + about + said if t] + [explanation(f, i, j) for i, j in pairs]
     rng.shuffle(texts)
     return texts
 
-# %% ../nbs/13_conversations.ipynb #c148
+# %% ../nbs/13_conversations.ipynb #c150
 def load_requests(
     path=None, # A jsonl file; without it the requests that ship with the package
 ): # list of dicts: kind, turns, wants, perhaps source
