@@ -307,7 +307,7 @@ presets = dict(
               batch_tokens=512, eval_users=60, eval_prompts=24),
     quickstart=dict(),
     cpu=dict(top=2000, codebook_size=128, rq_steps=1500, sasrec_lr=2e-3,
-             conversations=60_000, language_steps=150, vocab_steps=40, llm_steps=3200, batch_tokens=768, eval_users=1000, eval_prompts=150),
+             conversations=90_000, language_steps=150, vocab_steps=40, llm_steps=3600, batch_tokens=1536, eval_users=1000, eval_prompts=150),
     release=dict(top=None, codebook_size=64, rq_steps=1500, sasrec_lr=2e-3, conversations=350_000, language_steps=250, vocab_steps=40,
                  llm_steps=14_000, batch_tokens=1536, eval_users=2000, eval_prompts=300),
     colab={**_big, 'top': 5000, 'llm': 'Qwen/Qwen3-0.6B', 'conversations': 200_000, 'llm_steps': 3000, 'batch_tokens': 4096,
