@@ -553,14 +553,14 @@ def nothing(f, rng, held):
         wants = {a: rng.choice(f.member[a][0]) for a in rng.sample([a for a in ('platform', 'genre', 'theme') if a in f.member], 2)}
         if not mask_of(f, wants).any(): return [_ask(say(wants, rng, held), rng), f'{understood(wants)}: {NOTHING}'], wants
 
-# %% ../nbs/13_conversations.ipynb #c86
+# %% ../nbs/13_conversations.ipynb #c88
 def _near(f, idx): return f.vectors[:, idx].mean(1)@f.vectors if len(idx) else 0.
 def _of(f, item, attr, rng):
     if attr == 'price_max': good = [p for p in PRICES if f.price is not None and f.price[item] <= p]
     else: good = [v for v, c in zip(f.member[attr][0], f.member[attr][1][:, item]) if c]
     return {attr: rng.choice(good)} if good else {}
 
-# %% ../nbs/13_conversations.ipynb #c87
+# %% ../nbs/13_conversations.ipynb #c89
 @task(0.02)
 def history_words(f, rng, held):
     user = rng.randrange(len(f.train))
@@ -577,7 +577,7 @@ def history_words(f, rng, held):
     text = expand('@bought', rng, held).replace('{s}', _sids(f, past)) + '. ' + say(wants, rng, held)
     return ([_ask(text, rng), replied(f, wants, found)], user if true else wants) if found else None
 
-# %% ../nbs/13_conversations.ipynb #c89
+# %% ../nbs/13_conversations.ipynb #c91
 RULES['alike'] = '[something|anything|one|ones|a game|games|some|stuff] [similar|similar|like that|like these|like this|comparable|of that kind|along those lines|in that style|like it]|similar|the same|same thing|same kind|that|this|these|it|~its cousins'
 RULES['oh'] = '|||||[Nice|Thanks|Cool|Ok|Okay|Great|Good|Hm|Hmm|Well|Sorry|Oh|Wait|Actually|Right|Not bad|I see|Interesting|Looks good|No|Nope|Yes|Perfect|Almost|One more thing][, |. |! |, but |, and ]'
 RULES['end'] = '|||?|?|.| please| please?|, please|, thanks|!| then?| maybe?'
@@ -592,7 +592,7 @@ TURN = {
     'not_genre': '@oh[|but |and |only |just ][no|not|without|nothing with|no more|leave out|skip|without any|except|not so much|anything but] [{x}|{y}|{x} games|{y}|{x} ones]@end|@oh@hate [{x}|{y}|{x} games]@end|@oh[drop|remove|filter out|exclude] [the {x} ones|{y}|{x} games|anything with {y}]@end|~kindly keep {y} out of it@end|~strip the {x} part@end'}
 TURN |= dict(vibe=TURN['theme'], mode=TURN['theme'], brand=AFTER['brand'] + '|[what about|how about|rather] [one|something|games] [by|from] {x}@end', not_theme=TURN['not_genre'], series='[what|how] about [{x}|a {x} game]@end|@oh[rather|make it|something from|do you have|any] {x}@end')
 
-# %% ../nbs/13_conversations.ipynb #c90
+# %% ../nbs/13_conversations.ipynb #c92
 FIRST = [['platform', 'genre'], ['platform', 'genre'], ['platform', 'genre'], ['genre'], ['genre'], ['theme'], ['platform'], ['platform', 'theme'], ['genre', 'theme'], ['platform', 'genre', 'theme'], ['vibe'], ['series'], ['platform', 'vibe']]
 CHANGE = ['platform']*5 + ['genre']*4 + ['theme']*2 + ['vibe', 'price_max', 'not_genre', 'not_theme']
 
@@ -605,7 +605,7 @@ def reply(
     text = mend(slot(TURN[attr], attr, value, rng, held))
     return text.lower() if rng.random() < .4 else text[:1].upper() + text[1:]
 
-# %% ../nbs/13_conversations.ipynb #c91
+# %% ../nbs/13_conversations.ipynb #c93
 DROP = {a: f'@oh[any {w} [is fine|will do|is good]|[the|which] {w} [does not matter|is not important|is all the same to me|can be anything|is up to you]][| now| after all]@end|@oh[forget|drop|never mind|leave out] [the {w}|the {{x}} part|{{x}}]@end|@oh[it need not be|it does not have to be|not necessarily] {{x}}@end|~I take back what I said of {{x}}@end' for a, w in dict(platform='platform', genre='genre', theme='theme', vibe='mood').items()}
 
 def change(f, rng, held, wants, changes):
@@ -634,14 +634,14 @@ def dialogue(f, rng, held, n):
     answers = [replied(f, w, answer(f, mask_of(f, w), rng.randint(1, 3), rng)) for w in p[1]]
     return [t for pair in zip([_ask(t, rng) for t in p[0]], answers) for t in pair], p[1][-1]
 
-# %% ../nbs/13_conversations.ipynb #c93
+# %% ../nbs/13_conversations.ipynb #c95
 @task(0.07)
 def two_turn(f, rng, held): return dialogue(f, rng, held, 2)
 
 @task(0.05)
 def three_turn(f, rng, held): return dialogue(f, rng, held, 3)
 
-# %% ../nbs/13_conversations.ipynb #c95
+# %% ../nbs/13_conversations.ipynb #c97
 RULES['cheaper'] = '@oh[cheaper|cheaper please|something cheaper|anything cheaper?|any cheaper ones?|too expensive|that is too expensive|too dear|that costs too much|is there one for less?|less expensive please|something less expensive|for less money|I want to spend less|a lower price, please|can I have it cheaper?|got one that costs less?|what is the cheaper option?|not so expensive|similar, but cheaper|the same, but cheaper|out of my budget|I can not afford these|more affordable please|a bargain instead]|~my purse is thinner than that|~kinder to my wallet, please'
 
 @task(0.025, 'price_max')
@@ -654,7 +654,7 @@ def cheaper(f, rng, held):
     found = answer(f, mask_of(f, after), rng.randint(1, 3), rng)
     return ([_ask(say(wants, rng, held), rng), replied(f, wants, shown), _ask(expand('@cheaper', rng, held), rng), replied(f, after, found)], after) if found else None
 
-# %% ../nbs/13_conversations.ipynb #c98
+# %% ../nbs/13_conversations.ipynb #c101
 RULES['like_item'] = '[something|anything|a game|games|more|others|items|one] [like|similar to|close to|in the style of|comparable to|along the lines of|related to] {s}|[similar|like|more like|related]: {s}|I [liked|loved|enjoyed|finished] {s}. [More of that|Anything similar|Something like it|What else]?|what is [similar to|like|close to] {s}?|[items|games] similar to {s}|~what sits beside {s} on the shelf'
 
 @task(0.02)
@@ -670,7 +670,7 @@ def similar(f, rng, held):
     if wants: ok = ok & mask_of(f, wants)
     return turns + [_ask(text, rng), replied(f, wants, answer(f, ok, rng.randint(1, 3), rng, near))], wants
 
-# %% ../nbs/13_conversations.ipynb #c99
+# %% ../nbs/13_conversations.ipynb #c102
 RULES['also'] = '[customers|people|shoppers|those|players] who [bought|buy|own|liked] {s} also [bought|buy|own|like]|after {s} [people|customers] [often|usually|] buy|bought together with {s}|[goes well with|often bought with|together with] {s}|~buyers of {s} tend to pick up'
 
 @task(0.005)
@@ -681,7 +681,7 @@ def also_bought(f, rng, held):
     j = rng.randrange(len(seq) - 1)
     return [_ask(expand('@also', rng, held).replace('{s}', f.strings[seq[j]]), rng), f.strings[seq[j + 1]]], user
 
-# %% ../nbs/13_conversations.ipynb #c101
+# %% ../nbs/13_conversations.ipynb #c104
 def facts(
     f, # Facets
     i, # Item
@@ -689,15 +689,15 @@ def facts(
     "What the catalogue knows of an item, in a fixed order"
     order = 'genre', 'theme', 'series', 'platform', 'brand'
     have = [a for a in order if a in f.own and (a != 'brand' or 'genre' not in f.own)]
-    return [(a, v) for a in have for v, c in zip(f.own[a][0], f.own[a][1][:, i]) if c]
+    return [(a, f.own[a][0][k]) for a in have for k in np.flatnonzero(f.own[a][1][:, i])]
 
-# %% ../nbs/13_conversations.ipynb #c102
+# %% ../nbs/13_conversations.ipynb #c105
 def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i)).lower()
 RULES['what'] = 'what is the title of {s}|what is the title of {s}|what is the title of {s}|[what is|what\'s|name|give|say|tell me|give me|please say|please tell me|do you know] the [title|name|full title|full name] of [item |product |game |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
 RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
 RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|say|tell me] [the|all|some] [facts|attributes|features|details|categories|tags] [of|about|for] {s}|[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|tell me about {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
 
-# %% ../nbs/13_conversations.ipynb #c103
+# %% ../nbs/13_conversations.ipynb #c106
 def some(
     f, rng, # Facets, random.Random
     most=6, # At most
@@ -723,7 +723,7 @@ def item_facts(f, rng, held):
     text = '. '.join(facts_text(f, i) for i in idx)
     return ([expand('@facts', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '.', '']), text + '.'], idx) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c104
+# %% ../nbs/13_conversations.ipynb #c107
 QUESTION = dict(
     platform='[which|what] [platform|console|system] is {s} for|{s} runs on|platform of {s}|on what can I play {s}|~what machine does {s} need', genre='[which|what] genre is {s}|genre of {s}|what [kind|sort|type] of game is {s}|~how would you class {s}',
     theme='what is {s} about|themes of {s}|theme of {s}|what topics are in {s}|~which matters does {s} treat', series='which series is {s} [from|in|part of]|series of {s}|~{s} belongs to which series', vibe='what is the [mood|vibe|feel|atmosphere] of {s}|how does {s} feel|~what mood does {s} put me in',
@@ -742,7 +742,7 @@ def question(f, rng, held):
         return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has).lower() + '.'], i
     return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has).lower() + '.'], i
 
-# %% ../nbs/13_conversations.ipynb #c105
+# %% ../nbs/13_conversations.ipynb #c108
 RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
 
 @task(0.005, 'description')
@@ -757,7 +757,7 @@ def find_story(f, rng, held):
     text = neutral(f.items['description'][i])[:120].rsplit(' ', 1)[0]
     return ([expand('@which', rng, held).replace('"{t}"', '{t}').replace('{t}', f'"{text}"'), f.strings[i]], i) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c107
+# %% ../nbs/13_conversations.ipynb #c112
 RULES['prefix'] = '[what|which kind of [items|games]|what sort of [items|games|things]] [begin|begins|start|starts] with {s}|[what do|do] [items|games|IDs] [that begin|that start|beginning|starting] with {s} [have in common|share]|[meaning|the meaning|sense] of [prefix|the prefix|] {s}|[prefix|group|family|branch] {s}|describe [prefix|group|the items behind] {s}|~what lies behind the opening {s}'
 
 def behind(
@@ -779,7 +779,7 @@ def prefix(f, rng, held):
     part = ''.join(re.findall(r'<\|\w+\|>', said)[:len(c) + 1])
     return ([expand('@prefix', rng, held).replace('{s}', part) + rng.choice(['?', '']), ', '.join(neutral(v) for _, v in found).lower() + '.'], c.tolist()) if found else None
 
-# %% ../nbs/13_conversations.ipynb #c109
+# %% ../nbs/13_conversations.ipynb #c115
 def shared(
     f, i, j, # Facets and two items
 ): # (attribute, value) pairs
@@ -795,7 +795,7 @@ def explanation(
     end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
     return f'{facts_text(f, i)}. {facts_text(f, j)}. {end}'
 
-# %% ../nbs/13_conversations.ipynb #c110
+# %% ../nbs/13_conversations.ipynb #c116
 RULES['why'] = '[why|why would I like|why do you recommend|why is|explain|explain why|reason for|what speaks for|why buy|why did you pick] {b} [if I own|after|for someone with|given|because I have|when I liked|as I own|with] {a}|I [have|own|liked|bought] {a}. [Why|Why would I like|Why is|Explain|Why do you recommend] {b}|~what makes {b} fit beside {a}'
 
 @task(0.05)
@@ -805,7 +805,7 @@ def explain(f, rng, held):
     j = answer(f, np.arange(f.n) != i, 1, rng, near)[0]
     return [expand('@why', rng, held).replace('{a}', f.strings[i]).replace('{b}', f.strings[j]) + rng.choice(['?', '?', '.']), explanation(f, i, j)], (i, j)
 
-# %% ../nbs/13_conversations.ipynb #c112
+# %% ../nbs/13_conversations.ipynb #c118
 RULES['common'] = '[what do|which words do] [{a}|"{a}"] and [{b}|"{b}"] [have in common|share]|[compare|common to|in both]: {a}. {b}|one is {a}. the other is {b}. what is the same|~{a} and {b} agree with each other on what'
 
 @task(0.02)
@@ -816,7 +816,7 @@ def common(f, rng, held):
     text = expand('@common', rng, held).replace('{a}', facts_text(f, i)).replace('{b}', facts_text(f, j))
     return ([text + rng.choice(['?', '']), f'Both: {both}.'], (i, j)) if both else None
 
-# %% ../nbs/13_conversations.ipynb #c113
+# %% ../nbs/13_conversations.ipynb #c119
 RULES['bundle'] = '[name|suggest a name for|a name for|find a name for|suggest a catchy name for|title for|what would you call|name this bundle:|how would you name] [a bundle of|the bundle|a bundle containing|a set of|this bundle|this pack|these:|] {s}|~christen the package {s}'
 
 @task(0.01)
@@ -838,7 +838,7 @@ def pack(f, rng, held):
     both = [v for v in facts(f, i) if all(v in facts(f, j) for j in idx[1:])]
     return ([expand('@pack', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '.', '']), f'{len(idx)} items that share: {", ".join(neutral(v) for _, v in both).lower()}.'], idx) if both else None
 
-# %% ../nbs/13_conversations.ipynb #c116
+# %% ../nbs/13_conversations.ipynb #c122
 RULES['mean'] = '[What do I want?|What am I asking for?|In short?|What did I ask for?|Summary?|Repeat that in your words.|~How do you understand me?]'
 SMALL = [('[hi|hello|hey|good morning|hello there|good evening|hey there]', 'Hello! What do you like?'), ('[thanks|thank you|thank you very much|great, thanks|perfect, thank you]', 'You are welcome.'),
          ('[bye|goodbye|see you|good night]', 'Goodbye!'), ('[who are you|what are you|what can you do|how can you help me|what is this]?', 'I recommend items. Tell me what you like.')]
@@ -849,13 +849,13 @@ def understand(f, rng, held):
     wants = draw(f, rng.choice(mixes), rng) if mixes else None
     return ([say(wants, rng, held) + ' ' + expand('@mean', rng, held), understood(wants) + '.'], wants) if wants else None
 
-# %% ../nbs/13_conversations.ipynb #c117
+# %% ../nbs/13_conversations.ipynb #c123
 @task(0.003)
 def talk(f, rng, held):
     ask, answer = rng.choice(SMALL)
     return [noise(expand(ask, rng), random.Random(rng.random()) if held else rng, 0.), answer], None
 
-# %% ../nbs/13_conversations.ipynb #c119
+# %% ../nbs/13_conversations.ipynb #c125
 def available(
     f, # Facets
 ): # name -> share, summing to 1
@@ -865,7 +865,7 @@ def available(
     ok = {k: s for k, s in ok.items() if attempt(f, TYPES[k][2], random.Random(0))}
     return {k: s/sum(ok.values()) for k, s in ok.items()}
 
-# %% ../nbs/13_conversations.ipynb #c120
+# %% ../nbs/13_conversations.ipynb #c126
 PART = 10_000
 TOLD = 'history', 'history_words', 'also_bought'
 def parts(
@@ -904,7 +904,7 @@ def write(
     def source(columns, predicate, n_rows, batch_size): return chain([first], frames)
     with atomic(path) as tmp: register_io_source(source, schema=first.schema).sink_parquet(tmp)
 
-# %% ../nbs/13_conversations.ipynb #c129
+# %% ../nbs/13_conversations.ipynb #c137
 def _walk(node, out):
     for branches, held in ((node[0], 0), (node[1], 1)):
         for parts in branches:
@@ -913,7 +913,7 @@ def _walk(node, out):
                 if not isinstance(p, str): _walk(p, out)
     return out
 
-# %% ../nbs/13_conversations.ipynb #c130
+# %% ../nbs/13_conversations.ipynb #c138
 def held_phrases():
     "What only held-out branches say, lower case"
     found = [p for t in [*RULES.values(), *AFTER.values(), *STATE.values(), *TURN.values(), *DROP.values(), *QUESTION.values()] for p in _walk(parse(t), [])]
@@ -930,7 +930,7 @@ def is_held(
 
 KINDS = {'platform': [['platform']], 'genre': [['genre']], 'theme': [['theme']], 'vibe': [['vibe']], 'series': [['series']], 'price': [['price_max']], 'negation': NOTS, 'combination': [['platform', 'genre']]*8 + MIXES, 'two_turn': 2, 'three_turn': 3}
 
-# %% ../nbs/13_conversations.ipynb #c131
+# %% ../nbs/13_conversations.ipynb #c139
 def held_out(
     catalogue, # Catalogue
     n=150, # Requests per kind
@@ -947,7 +947,7 @@ def held_out(
             if sum(r['kind'] == kind for r in out[-n:]) == n: break
     return out
 
-# %% ../nbs/13_conversations.ipynb #c137
+# %% ../nbs/13_conversations.ipynb #c145
 _PART = re.compile(r'<\|sid_start\|>(?:<\|sid_\d+\|>)+')
 def _fault(kind, ms, user, strings, split):
     if [m['role'] for m in ms] != (['system'] + ['user', 'assistant']*len(ms))[:len(ms)] or len(ms) < 3 or len(ms) % 2 == 0: return 'roles do not alternate from system and user to assistant'
@@ -959,7 +959,7 @@ def _fault(kind, ms, user, strings, split):
     if any(is_held(_SID.sub('', m['content'])) for m in ms if m['role'] == 'user'): return 'a held-out phrase'
     if user >= 0 and split is not None and {strings[s] for s in found} - set(split.train[user].tolist()): return 'an item outside the training prefix of its user'
 
-# %% ../nbs/13_conversations.ipynb #c138
+# %% ../nbs/13_conversations.ipynb #c146
 def validate(
     frame, # From `build`
     ids, # SemanticIDs
@@ -970,7 +970,7 @@ def validate(
     rows = zip(frame['type'], frame['messages'].to_list(), frame['user'])
     return [(i, fault) for i, (k, ms, u) in enumerate(rows) if (fault := _fault(k, ms, u, strings, split))]
 
-# %% ../nbs/13_conversations.ipynb #c145
+# %% ../nbs/13_conversations.ipynb #c153
 def ask_items(
     text, # What the user says
     keep=(), # SID strings that the text may contain
@@ -994,7 +994,7 @@ def words_prompt(
     past = f'I bought {"".join(list(history)[-most:])}. ' if len(history) else ''
     return as_messages([past + ask_items(text)])
 
-# %% ../nbs/13_conversations.ipynb #c146
+# %% ../nbs/13_conversations.ipynb #c154
 def title_prompt(s): return as_messages([f'what is the title of {s}?'])
 def id_prompt(title): return as_messages([f'find "{neutral(title)}"'])
 def facts_prompt(s): return as_messages([f'tell me about {s}.'])
@@ -1002,7 +1002,7 @@ def explain_prompt(owned, s): return as_messages([f'I own {owned}. Why {s}?'])
 def bundle_prompt(strings): return as_messages([f'name a bundle of {"".join(strings)}.'])
 def similar_prompt(s, text=''): return as_messages([f'something like {s} {ask_items(text)}'.replace('  ', ' ')])
 
-# %% ../nbs/13_conversations.ipynb #c149
+# %% ../nbs/13_conversations.ipynb #c157
 def item_words(
     catalogue, # Catalogue
 ): # One text per item, lower case
@@ -1014,7 +1014,7 @@ def item_words(
     said = lambda a, v: [w for side in words(a, v) for w in dict.fromkeys(side)]
     return [' ' + (' '.join(w for a, v in have(i) for w in said(a, v)) or f.titles[i]).lower() for i in range(f.n)]
 
-# %% ../nbs/13_conversations.ipynb #c151
+# %% ../nbs/13_conversations.ipynb #c159
 def language_texts(
     catalogue, # Catalogue
     n=4000, # Wishes
@@ -1032,7 +1032,7 @@ def language_texts(
     rng.shuffle(texts)
     return texts
 
-# %% ../nbs/13_conversations.ipynb #c152
+# %% ../nbs/13_conversations.ipynb #c160
 def load_requests(
     path=None, # A jsonl file; without it the requests that ship with the package
 ): # list of dicts: kind, turns, wants, perhaps source
