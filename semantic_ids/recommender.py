@@ -32,7 +32,6 @@ class Recommendation:
     score: float      # Sum of log-probabilities over the levels; share of purchases for bestsellers; nan if named in a sentence
     semantic_id: str  # Its SID tokens
 
-# %% ../nbs/17_recommender.ipynb #c8
 class Recommendations(list):
     "A list of recommendations that shows itself as a table"
     def __init__(self, items=(), understood=''):
@@ -46,7 +45,7 @@ class Recommendations(list):
     @property
     def titles(self): return [r.title for r in self]
 
-# %% ../nbs/17_recommender.ipynb #c11
+# %% ../nbs/17_recommender.ipynb #c10
 @dataclass
 class Voice:
     "How a model was taught to be spoken to"
@@ -64,13 +63,13 @@ class Voice:
         said = [m['content'] for m in ms] if self.lower else [self.system, *turns]
         return [dict(role=m['role'], content=t) for m,t in zip(ms, [self.system, *said[1:]])]
 
-# %% ../nbs/17_recommender.ipynb #c12
+# %% ../nbs/17_recommender.ipynb #c11
 ORIGINAL = Voice('You are a helpful AI assistant that understands and works with semantic IDs for product recommendations. Semantic IDs are hierarchical identifiers '
                  'in the format <|sid_start|><|sid_105|><|sid_307|><|sid_705|><|sid_769|><|sid_end|> that encode product relationships and categories. /no_think',
                  'User bought: {}', ', ', ', ', '\n', lower=False)
 PUBLISHED = {'eugeneyan/semantic-id-qwen3-8b-video-games': 'eugeneyan/video-games-semantic-ids-mapping'}
 
-# %% ../nbs/17_recommender.ipynb #c15
+# %% ../nbs/17_recommender.ipynb #c13
 class Recommender:
     "A trained run, ready to be asked"
     def __init__(self,
@@ -96,7 +95,7 @@ class Recommender:
     def __len__(self): return len(self.ids)
     def __repr__(self): return f'Recommender({self.catalogue.name!r}, {len(self):,} items, {self.model.num_parameters():,} parameters)'
 
-# %% ../nbs/17_recommender.ipynb #c17
+# %% ../nbs/17_recommender.ipynb #c15
 KINDS = ['*.json', '*.jsonl', '*.safetensors', '*.parquet', '*.csv', '*.txt', '*.jinja']
 
 def folder_of(
@@ -112,7 +111,7 @@ def folder_of(
         raise InputError(f"{source}: no such folder, and no {kind} of that name on the Hugging Face Hub could be fetched ({type(e).__name__}); "
                          "check the name and the connection, or load 'shop', which needs none") from None
 
-# %% ../nbs/17_recommender.ipynb #c18
+# %% ../nbs/17_recommender.ipynb #c16
 @patch(cls_method=True)
 def load(cls:Recommender,
     source='shop', # 'shop', a run folder, a language model's folder, or either on the Hub
@@ -131,7 +130,7 @@ def load(cls:Recommender,
     x,info = load_vectors(d/'embeddings')
     return cls(Catalogue.load(d/'catalogue'), SemanticIDs.load(d/'ids'), model.to(device).eval(), tok, x, info, RQVAE.load(d/'quantizer'))
 
-# %% ../nbs/17_recommender.ipynb #c21
+# %% ../nbs/17_recommender.ipynb #c19
 @patch
 def rows(self:Recommender,
     item_ids, # Item ids, or recommendations
@@ -146,7 +145,7 @@ def rows(self:Recommender,
             raise InputError(f"item {_show(i)} is not in {self.catalogue.name}" + (f"; did you mean '{near[0]}'?" if near else '; rec.items lists what there is'))
     return [self.row[i] for i in names]
 
-# %% ../nbs/17_recommender.ipynb #c23
+# %% ../nbs/17_recommender.ipynb #c20
 @patch
 def find(self:Recommender,
     words, # Part of a title
@@ -156,12 +155,11 @@ def find(self:Recommender,
     hit = pl_contains(self.titles, words.split())
     return self.items.select('item_id', 'title')[hit[:n]]
 
-# %% ../nbs/17_recommender.ipynb #c24
 def pl_contains(titles, words):
     "Rows whose title has every word, whatever the case"
     return [i for i,t in enumerate(titles) if all(w.lower() in t.lower() for w in words)]
 
-# %% ../nbs/17_recommender.ipynb #c27
+# %% ../nbs/17_recommender.ipynb #c23
 @patch
 def mask(self:Recommender,
     where=None, # polars expression over the items, or a boolean per item
@@ -172,7 +170,6 @@ def mask(self:Recommender,
     ok[list(without)] = False
     return ok
 
-# %% ../nbs/17_recommender.ipynb #c28
 @patch
 def fits(self:Recommender, where):
     "A condition as one boolean per item; an unknown value does not fit"
@@ -186,7 +183,7 @@ def fits(self:Recommender, where):
         raise InputError(f"where: found {found}, wanted a condition such as pl.col('price') < 30, or one per item: {len(self)} booleans")
     return ok.fill_null(False).to_numpy().copy()
 
-# %% ../nbs/17_recommender.ipynb #c32
+# %% ../nbs/17_recommender.ipynb #c26
 @patch
 def clean(self:Recommender,
     text, # What somebody typed
@@ -198,7 +195,7 @@ def clean(self:Recommender,
     text = talk.neutral(text.replace(talk.REC, ' '), self.title_of)
     return text + self.voice.before + talk.REC if asked else text
 
-# %% ../nbs/17_recommender.ipynb #c36
+# %% ../nbs/17_recommender.ipynb #c29
 @patch
 def recommend(self:Recommender,
     text=None,    # A wish in words
@@ -214,11 +211,10 @@ def recommend(self:Recommender,
     gap = '' if not past or self.says_nothing(wish) else ' '
     return self.beam(self.voice.messages([past + gap + wish]), n, self.mask(where, seen))
 
-# %% ../nbs/17_recommender.ipynb #c37
 @patch
 def says_nothing(self:Recommender, text): return not text.replace(talk.REC, '').strip()
 
-# %% ../nbs/17_recommender.ipynb #c38
+# %% ../nbs/17_recommender.ipynb #c30
 @patch
 def beam(self:Recommender, prompt, n, allowed, words=None):
     "The n best allowed items after a prompt; `words` the model has said already"
@@ -232,13 +228,12 @@ def beam(self:Recommender, prompt, n, allowed, words=None):
     rows,scores = self.seated(rows[0], scores[0], allowed)
     return self.listed(rows[:n], scores[:n], words)
 
-# %% ../nbs/17_recommender.ipynb #c39
 @patch
 def listed(self:Recommender, rows, scores, words=''):
     "Rows of the catalogue as recommendations"
     return Recommendations([Recommendation(self.ids.item_ids[i], self.titles[i], float(s), self.strings[i]) for i,s in zip(rows, scores) if i >= 0], words)
 
-# %% ../nbs/17_recommender.ipynb #c41
+# %% ../nbs/17_recommender.ipynb #c32
 @patch
 def families(self:Recommender):
     "Learned codes -> newcomers that share them with an older item"
@@ -269,7 +264,7 @@ def seated(self:Recommender, rows, scores, allowed):
         out += [(j, s) for j in [i, *new] if allowed[j]]
     return [j for j,_ in out],[s for _,s in out]
 
-# %% ../nbs/17_recommender.ipynb #c42
+# %% ../nbs/17_recommender.ipynb #c33
 @patch
 def bestsellers(self:Recommender,
     n=10, # Items wanted
@@ -284,7 +279,7 @@ def bestsellers(self:Recommender,
     best = best[np.argsort(-share[best], kind='stable')][:n]
     return self.listed(best, share[best])
 
-# %% ../nbs/17_recommender.ipynb #c58
+# %% ../nbs/17_recommender.ipynb #c45
 @dataclass
 class Turn:
     "One answer in a chat"
@@ -294,7 +289,6 @@ class Turn:
     raw: str                # What the model said, with SID tokens
     def _repr_html_(self): return self.html
 
-# %% ../nbs/17_recommender.ipynb #c59
 @patch
 def with_titles(self:Recommender,
     raw, # Text with SID tokens
@@ -302,7 +296,7 @@ def with_titles(self:Recommender,
     "Every ID replaced by its title"
     return talk._SID.sub(lambda m: self.title_of.get(m[0], m[0]), raw)
 
-# %% ../nbs/17_recommender.ipynb #c60
+# %% ../nbs/17_recommender.ipynb #c46
 class Chat:
     "A conversation with the model"
     def __init__(self, rec, history=(), where=None):
@@ -316,7 +310,6 @@ class Chat:
     @property
     def html(self): return talk.chat_html([dict(role=m['role'], content=t) for m,t in zip(self.messages[1:], self.said(self.turns))], self.rec.title_of)
 
-# %% ../nbs/17_recommender.ipynb #c61
 @patch
 def chat(self:Recommender,
     history=(), # Item ids that the chat starts from
@@ -325,7 +318,7 @@ def chat(self:Recommender,
     "Start a conversation"
     return Chat(self, history, where)
 
-# %% ../nbs/17_recommender.ipynb #c63
+# %% ../nbs/17_recommender.ipynb #c48
 @patch
 def prompt(self:Chat,
     room, # Tokens kept free for the answer
@@ -336,12 +329,7 @@ def prompt(self:Chat,
     while len(turns) > 1 and size() > rec.window - room: turns = turns[2:]
     return rec.voice.messages(self.said(turns))
 
-# %% ../nbs/17_recommender.ipynb #c65
-def is_list(said):
-    "Does the answer list items?"
-    return said.startswith('<|sid_start|>') or ':\n<|sid_start|>' in said
-
-# %% ../nbs/17_recommender.ipynb #c66
+# %% ../nbs/17_recommender.ipynb #c50
 @patch
 def stream(self:Chat,
     text, # What the user says
@@ -357,7 +345,7 @@ def stream(self:Chat,
     finally:
         if len(self.turns) % 2: self.turns.pop()
 
-# %% ../nbs/17_recommender.ipynb #c67
+# %% ../nbs/17_recommender.ipynb #c51
 @patch
 def speak(self:Chat, asked, n, allowed, max_tokens):
     "The model's words, until it lists items; those come from the beam"
@@ -371,7 +359,11 @@ def speak(self:Chat, asked, n, allowed, max_tokens):
     for line in rec.with_titles(raw)[len(told):].splitlines(keepends=True): yield line
     self.note(items, raw)
 
-# %% ../nbs/17_recommender.ipynb #c68
+# %% ../nbs/17_recommender.ipynb #c52
+def is_list(said):
+    "Does the answer list items?"
+    return said.startswith('<|sid_start|>') or ':\n<|sid_start|>' in said
+
 @patch
 def found(self:Chat, prompt, said, asked, n, allowed):
     "Items and the whole answer, once it is known what kind of answer it is"
@@ -384,7 +376,6 @@ def found(self:Chat, prompt, said, asked, n, allowed):
     if items: return items,words + rec.voice.line.join(r.semantic_id for r in items)
     return items,f'{words.rstrip()} {talk.NOTHING}' if words else talk.NOTHING.capitalize()
 
-# %% ../nbs/17_recommender.ipynb #c69
 @patch
 def note(self:Chat, items, raw):
     "Remember an answer"
@@ -392,7 +383,7 @@ def note(self:Chat, items, raw):
     self.turns.append(raw)
     self.turn = Turn(self.rec.with_titles(raw), items, self.html, raw)
 
-# %% ../nbs/17_recommender.ipynb #c70
+# %% ../nbs/17_recommender.ipynb #c53
 @patch
 def say(self:Chat,
     text, # What the user says
@@ -404,7 +395,7 @@ def say(self:Chat,
     for _ in self.stream(text, n, where, max_tokens): pass
     return self.turn
 
-# %% ../nbs/17_recommender.ipynb #c80
+# %% ../nbs/17_recommender.ipynb #c61
 @dataclass
 class Explanation:
     "Why an item fits a history"
@@ -416,7 +407,7 @@ class Explanation:
         parts = ('item', self.item), ('beside', self.owned), ('model', self.text), ('catalogue', self.computed)
         return '<ul>' + ''.join(f'<li><b>{k}</b>: {html.escape(v)}</li>' for k,v in parts if v) + '</ul>'
 
-# %% ../nbs/17_recommender.ipynb #c81
+# %% ../nbs/17_recommender.ipynb #c62
 @patch
 def explain(self:Recommender,
     history, # Item ids, oldest first
@@ -430,13 +421,12 @@ def explain(self:Recommender,
     raw = self.tell(f'I own {self.strings[i]}. Why {self.strings[j]}?', 96)
     return Explanation(raw, talk.explanation(f, i, j) if f.own else '', self.titles[i], self.titles[j])
 
-# %% ../nbs/17_recommender.ipynb #c82
 @patch
 def tell(self:Recommender, request, max_tokens):
     "An answer in words, titles in place of IDs"
     return self.with_titles(answer(self.model, self.tok, self.ids, self.trie, self.voice.messages([request]), max_tokens))
 
-# %% ../nbs/17_recommender.ipynb #c85
+# %% ../nbs/17_recommender.ipynb #c65
 @patch
 def bundle(self:Recommender,
     item_ids, # Two items or more
@@ -445,7 +435,7 @@ def bundle(self:Recommender,
     if len(rows := self.rows(item_ids)) < 2: raise InputError('bundle: give at least two items')
     return self.tell(f'name a bundle of {self.voice.joint.join(self.strings[i] for i in rows[-self.max_len:])}.', 32)
 
-# %% ../nbs/17_recommender.ipynb #c87
+# %% ../nbs/17_recommender.ipynb #c67
 @patch
 def similar(self:Recommender,
     item_id, # An item
@@ -460,7 +450,7 @@ def similar(self:Recommender,
     best = [k for k in np.argsort(-near, kind='stable')[:n] if np.isfinite(near[k])]
     return self.listed(best, near[best])
 
-# %% ../nbs/17_recommender.ipynb #c90
+# %% ../nbs/17_recommender.ipynb #c70
 @patch
 def add_items(self:Recommender,
     frame, # polars frame of new items, columns as in `items`
@@ -477,7 +467,7 @@ def add_items(self:Recommender,
     return type(self)(bigger, ids, self.model, self.tok, np.stack([place[k] for k in ids.item_ids]), self.info, self.quantizer, self.max_len,
                       self.voice, self.newcomers + fresh['item_id'].to_list())
 
-# %% ../nbs/17_recommender.ipynb #c91
+# %% ../nbs/17_recommender.ipynb #c71
 @patch
 def checked(self:Recommender, frame):
     "New items in the catalogue's form: an id each, titles filled, lists and numbers typed"
@@ -501,7 +491,7 @@ def pl_concat(items, frame):
     try: return pl.concat([items, frame.cast({c: t for c,t in items.schema.items() if c in frame.columns})], how='diagonal')
     except (pl.exceptions.PolarsError, TypeError) as e: raise InputError(f'add_items: a column has another type than in the catalogue ({str(e).splitlines()[0]})') from None
 
-# %% ../nbs/17_recommender.ipynb #c104
+# %% ../nbs/17_recommender.ipynb #c81
 @patch(cls_method=True)
 def published(cls:Recommender,
     folder,  # A language model
@@ -517,7 +507,7 @@ def published(cls:Recommender,
     histories = x.select(user_id='item_id', item_ids=x['item_id'].implode().first()).clear()
     return cls(Catalogue(Path(mapping).stem, x.drop('semantic_id'), histories), ids, model.to(device).eval(), tok, voice=ORIGINAL)
 
-# %% ../nbs/17_recommender.ipynb #c105
+# %% ../nbs/17_recommender.ipynb #c82
 def read_mapping(source):
     "Table of item_id, semantic_id, title, sorted by item_id"
     import polars as pl
@@ -539,7 +529,7 @@ def _table(f):
 def _is_mapping(f):
     with open(f, 'rb') as h: return b'semantic_id' in (h.read() if f.suffix == '.parquet' else h.read(10_000))
 
-# %% ../nbs/17_recommender.ipynb #c106
+# %% ../nbs/17_recommender.ipynb #c83
 def mapped_ids(item_ids, strings, tokens):
     "SemanticIDs from strings; `tokens` of the model are shared evenly by the levels"
     codes = [[int(t) for t in re.findall(r'<\|sid_(\d+)\|>', str(s))] for s in strings]
