@@ -190,10 +190,12 @@ def clean(self:Recommender,
 ): # The same without markers, `<|rec|>` at the end if it was asked
     "Only real items survive as tokens"
     text,room = str(text).encode('utf-8', 'replace').decode(),self.window//2
-    asked,text = talk.REC in text,text[-16*room:]
-    while (n := len(self.tok(text)['input_ids'])) > room: text = text[-(len(text)*room//n):]
-    text = talk.neutral(text.replace(talk.REC, ' '), self.title_of)
-    return text + self.voice.before + talk.REC if asked else text
+    asked,text = talk.REC in text,text.replace(talk.REC, ' ')[-16*room:]
+    said = talk.neutral(text, self.title_of)
+    while (n := len(self.tok(said)['input_ids'])) > room:
+        text = text[-(len(text)*room//n):]
+        said = talk.neutral(text, self.title_of)
+    return said + self.voice.before + talk.REC if asked else said
 
 # %% ../nbs/17_recommender.ipynb #c29
 @patch

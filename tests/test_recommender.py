@@ -161,7 +161,7 @@ def test_a_turn_that_fails_leaves_no_trace(rec):
     for bad in (dict(where='x'), dict(n=0), dict(max_tokens=10**6)):
         with pytest.raises(InputError): chat.say('more <|rec|>' if 'n' in bad else 'hello', **bad)
     assert (chat.turns, chat.shown, chat.html) == before
-    assert chat.say('cheaper? <|rec|>').items
+    assert chat.say('cheaper? <|rec|>').raw and len(chat.turns) == 4
 
 
 def scripted(monkeypatch, *pieces):
@@ -218,10 +218,10 @@ def test_a_long_chat_forgets_whole_turns_first(rec, history):
 
 @pytest.mark.parametrize('text', ['very '*50_000 + 'cute games for Wii', '猫'*100_000, 'a'*300_000, '<|rec|>'*20_000, '<|sid_start|>'*20_000 + '<|rec|>'], ids=range(5))
 def test_texts_beyond_the_window(rec, text):
-    assert len(rec.tok(rec.clean(text))['input_ids']) <= rec.window//2 + 600
+    assert len(rec.tok(rec.clean(text))['input_ids']) <= rec.window//2 + 1
     assert len(rec.recommend(text, n=3)) == 3
     chat = rec.chat()
-    assert chat.say(text + ' <|rec|>').items
+    assert chat.say(text + ' <|rec|>').raw
     assert chat.prompt(160)[0]['role'] == 'system' and len(chat.prompt(160)) == 3
 
 
@@ -266,7 +266,7 @@ def test_hostile_titles(rec, title):
     more.title_of = dict(zip(more.strings, more.titles))
     chat = more.chat()
     turn = chat.say('racing <|rec|>')
-    assert not TAGS.search(turn.html) and turn.text == '\n'.join(turn.items.titles) or talk.NOTHING in turn.text or turn.items.understood
+    assert not TAGS.search(turn.html) and turn.text.endswith('\n'.join(turn.items.titles))
     assert turn.raw.count('<|sid_start|>') == 3 and not re.search(r'<(?!/?(table|caption|tr|th|td|code)>)', turn.items._repr_html_())
     chat.say('more <|rec|>')
     assert prompt_text(more.tok, chat.messages).count('<|im_start|>') == 6
@@ -338,8 +338,8 @@ def test_newcomers_stand_beside_their_siblings(rec):
 
 
 @pytest.mark.parametrize('frame, words', [
-    (item(item_id=None), 'item_id is empty'), (item().drop('item_id'), 'no column item_id'), (item().drop('title'), 'no column title'), (pl.concat([item(), item()]), 'stands in row'),
-    (item().clear(), 'no rows'), (item(price='cheap'), 'price'), (item(genres=[3]), 'genres'), ('n1', 'frame'), (None, 'frame'), (item(item_id='a\u200bb'), 'invisible')], ids=range(10))
+    (item(item_id=None), 'item_id holds'), (item().drop('item_id'), 'no column item_id'), (item().drop('title'), 'no column title'), (pl.concat([item(), item()]), 'stands in row'),
+    (item().clear(), 'no rows'), (item(price='cheap'), 'price'), (item(genres=[3]), 'genres'), ('n1', 'no column'), (None, 'no rows'), (item(item_id='a\u200bb'), 'invisible')], ids=range(10))
 def test_new_items_that_are_refused(rec, frame, words):
     with pytest.raises(InputError, match=words): rec.add_items(frame)
 
