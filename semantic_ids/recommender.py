@@ -145,7 +145,6 @@ def rows(self:Recommender,
             raise InputError(f"item {_show(i)} is not in {self.catalogue.name}" + (f"; did you mean '{near[0]}'?" if near else '; rec.items lists what there is'))
     return [self.row[i] for i in names]
 
-# %% ../nbs/17_recommender.ipynb #c20
 @patch
 def find(self:Recommender,
     words, # Part of a title
@@ -159,7 +158,7 @@ def pl_contains(titles, words):
     "Rows whose title has every word, whatever the case"
     return [i for i,t in enumerate(titles) if all(w.lower() in t.lower() for w in words)]
 
-# %% ../nbs/17_recommender.ipynb #c23
+# %% ../nbs/17_recommender.ipynb #c22
 @patch
 def mask(self:Recommender,
     where=None, # polars expression over the items, or a boolean per item
@@ -183,7 +182,7 @@ def fits(self:Recommender, where):
         raise InputError(f"where: found {found}, wanted a condition such as pl.col('price') < 30, or one per item: {len(self)} booleans")
     return ok.fill_null(False).to_numpy().copy()
 
-# %% ../nbs/17_recommender.ipynb #c26
+# %% ../nbs/17_recommender.ipynb #c25
 @patch
 def clean(self:Recommender,
     text, # What somebody typed
@@ -197,7 +196,7 @@ def clean(self:Recommender,
         said = talk.neutral(text, self.title_of)
     return said + self.voice.before + talk.REC if asked else said
 
-# %% ../nbs/17_recommender.ipynb #c29
+# %% ../nbs/17_recommender.ipynb #c28
 @patch
 def recommend(self:Recommender,
     text=None,    # A wish in words
@@ -216,7 +215,7 @@ def recommend(self:Recommender,
 @patch
 def says_nothing(self:Recommender, text): return not text.replace(talk.REC, '').strip()
 
-# %% ../nbs/17_recommender.ipynb #c30
+# %% ../nbs/17_recommender.ipynb #c29
 @patch
 def beam(self:Recommender, prompt, n, allowed, words=None):
     "The n best allowed items after a prompt; `words` the model has said already"
@@ -230,7 +229,7 @@ def listed(self:Recommender, rows, scores, words=''):
     "Rows of the catalogue as recommendations"
     return Recommendations([Recommendation(self.ids.item_ids[i], self.titles[i], float(s), self.strings[i]) for i,s in zip(rows, scores) if i >= 0], words)
 
-# %% ../nbs/17_recommender.ipynb #c34
+# %% ../nbs/17_recommender.ipynb #c33
 @patch
 def bestsellers(self:Recommender,
     n=10, # Items wanted
@@ -245,7 +244,7 @@ def bestsellers(self:Recommender,
     best = best[np.argsort(-share[best], kind='stable')][:n]
     return self.listed(best, share[best])
 
-# %% ../nbs/17_recommender.ipynb #c46
+# %% ../nbs/17_recommender.ipynb #c45
 @dataclass
 class Turn:
     "One answer in a chat"
@@ -262,7 +261,7 @@ def with_titles(self:Recommender,
     "Every ID replaced by its title"
     return talk._SID.sub(lambda m: self.title_of.get(m[0], m[0]), raw)
 
-# %% ../nbs/17_recommender.ipynb #c47
+# %% ../nbs/17_recommender.ipynb #c46
 class Chat:
     "A conversation with the model"
     def __init__(self, rec, history=(), where=None):
@@ -284,7 +283,7 @@ def chat(self:Recommender,
     "Start a conversation"
     return Chat(self, history, where)
 
-# %% ../nbs/17_recommender.ipynb #c49
+# %% ../nbs/17_recommender.ipynb #c48
 @patch
 def prompt(self:Chat,
     room, # Tokens kept free for the answer
@@ -295,7 +294,7 @@ def prompt(self:Chat,
     while len(turns) > 1 and size() > rec.window - room: turns = turns[2:]
     return rec.voice.messages(self.said(turns))
 
-# %% ../nbs/17_recommender.ipynb #c51
+# %% ../nbs/17_recommender.ipynb #c50
 @patch
 def stream(self:Chat,
     text, # What the user says
@@ -311,7 +310,7 @@ def stream(self:Chat,
     finally:
         if len(self.turns) % 2: self.turns.pop()
 
-# %% ../nbs/17_recommender.ipynb #c52
+# %% ../nbs/17_recommender.ipynb #c51
 @patch
 def speak(self:Chat, asked, n, allowed, max_tokens):
     "The model's words, until it lists items; those come from the beam"
@@ -325,7 +324,7 @@ def speak(self:Chat, asked, n, allowed, max_tokens):
     for line in rec.with_titles(raw)[len(told):].splitlines(keepends=True): yield line
     self.note(items, raw)
 
-# %% ../nbs/17_recommender.ipynb #c53
+# %% ../nbs/17_recommender.ipynb #c52
 START = '<|sid_start|>'
 
 def is_list(said, allowed):
@@ -351,7 +350,7 @@ def note(self:Chat, items, raw):
     self.turns.append(raw)
     self.turn = Turn(self.rec.with_titles(raw), items, self.html, raw)
 
-# %% ../nbs/17_recommender.ipynb #c54
+# %% ../nbs/17_recommender.ipynb #c53
 @patch
 def say(self:Chat,
     text, # What the user says
@@ -363,7 +362,7 @@ def say(self:Chat,
     for _ in self.stream(text, n, where, max_tokens): pass
     return self.turn
 
-# %% ../nbs/17_recommender.ipynb #c61
+# %% ../nbs/17_recommender.ipynb #c60
 @dataclass
 class Explanation:
     "Why an item fits a history"
@@ -375,7 +374,7 @@ class Explanation:
         parts = ('item', self.item), ('beside', self.owned), ('model', self.text), ('catalogue', self.computed)
         return '<ul>' + ''.join(f'<li><b>{k}</b>: {html.escape(v)}</li>' for k,v in parts if v) + '</ul>'
 
-# %% ../nbs/17_recommender.ipynb #c62
+# %% ../nbs/17_recommender.ipynb #c61
 @patch
 def explain(self:Recommender,
     history, # Item ids, oldest first
@@ -394,7 +393,7 @@ def tell(self:Recommender, request, max_tokens):
     "An answer in words, titles in place of IDs"
     return self.with_titles(answer(self.model, self.tok, self.ids, self.trie, self.voice.messages([request]), max_tokens))
 
-# %% ../nbs/17_recommender.ipynb #c65
+# %% ../nbs/17_recommender.ipynb #c64
 @patch
 def bundle(self:Recommender,
     item_ids, # Two items or more
@@ -403,7 +402,7 @@ def bundle(self:Recommender,
     if len(rows := self.rows(item_ids)) < 2: raise InputError('bundle: give at least two items')
     return self.tell(f'name a bundle of {self.voice.joint.join(self.strings[i] for i in rows[-self.max_len:])}.', 32)
 
-# %% ../nbs/17_recommender.ipynb #c67
+# %% ../nbs/17_recommender.ipynb #c66
 @patch
 def similar(self:Recommender,
     item_id, # An item
@@ -418,7 +417,7 @@ def similar(self:Recommender,
     best = [k for k in np.argsort(-near, kind='stable')[:n] if np.isfinite(near[k])]
     return self.listed(best, near[best])
 
-# %% ../nbs/17_recommender.ipynb #c70
+# %% ../nbs/17_recommender.ipynb #c69
 @patch
 def add_items(self:Recommender,
     frame, # polars frame of new items, columns as in `items`
@@ -435,7 +434,7 @@ def add_items(self:Recommender,
     return type(self)(bigger, ids, self.model, self.tok, np.stack([place[k] for k in ids.item_ids]), self.info, self.quantizer, self.max_len,
                       self.voice, self.newcomers + fresh['item_id'].to_list())
 
-# %% ../nbs/17_recommender.ipynb #c71
+# %% ../nbs/17_recommender.ipynb #c70
 @patch
 def checked(self:Recommender, frame):
     "New items in the catalogue's form: an id each, titles filled, lists and numbers typed"
@@ -459,7 +458,7 @@ def pl_concat(items, frame):
     try: return pl.concat([items, frame.cast({c: t for c,t in items.schema.items() if c in frame.columns})], how='diagonal')
     except (pl.exceptions.PolarsError, TypeError) as e: raise InputError(f'add_items: a column has another type than in the catalogue ({str(e).splitlines()[0]})') from None
 
-# %% ../nbs/17_recommender.ipynb #c77
+# %% ../nbs/17_recommender.ipynb #c76
 @patch
 def families(self:Recommender):
     "Learned codes -> newcomers that share them with an older item"
@@ -471,7 +470,7 @@ def families(self:Recommender):
         if learned[i] in old: found.setdefault(learned[i], []).append(i)
     return found
 
-# %% ../nbs/17_recommender.ipynb #c78
+# %% ../nbs/17_recommender.ipynb #c77
 @patch
 def ranked(self:Recommender, prompt, n, allowed, words):
     "Rows and scores of the best, newcomers beside the first older item of their family"
@@ -485,7 +484,7 @@ def ranked(self:Recommender, prompt, n, allowed, words):
         if i >= 0: out += [(j, s) for j in [i, *families.pop(tuple(self.ids.codes[i, :-1].tolist()), [])] if allowed[j]]
     return [i for i,_ in out[:n]],[s for _,s in out[:n]]
 
-# %% ../nbs/17_recommender.ipynb #c83
+# %% ../nbs/17_recommender.ipynb #c82
 @patch(cls_method=True)
 def published(cls:Recommender,
     folder,  # A language model
@@ -502,7 +501,7 @@ def published(cls:Recommender,
     histories = pl.DataFrame(schema=dict(user_id=pl.String, item_ids=pl.List(pl.String)))
     return cls(Catalogue(Path(mapping).stem, x.drop('semantic_id'), histories), ids, model.to(device).eval(), tok, voice=ORIGINAL)
 
-# %% ../nbs/17_recommender.ipynb #c84
+# %% ../nbs/17_recommender.ipynb #c83
 def read_mapping(source):
     "Table of item_id, semantic_id, title, sorted by item_id"
     import polars as pl
@@ -524,7 +523,7 @@ def _table(f):
 def _is_mapping(f):
     with open(f, 'rb') as h: return b'semantic_id' in (h.read() if f.suffix == '.parquet' else h.read(10_000))
 
-# %% ../nbs/17_recommender.ipynb #c85
+# %% ../nbs/17_recommender.ipynb #c84
 def mapped_ids(item_ids, strings, tokens):
     "SemanticIDs from strings; `tokens` of the model are shared evenly by the levels"
     codes = [[int(t) for t in re.findall(r'<\|sid_(\d+)\|>', str(s))] for s in strings]
