@@ -500,15 +500,15 @@ def attempt(f, fn, rng, held=0., tries=30):
 # %% ../nbs/13_conversations.ipynb #c81
 def understood(
     wants, # The wish
-): # Text such as "Puzzle, PlayStation 4, not Horror"
-    "A wish in the catalogue's own words"
+): # Text such as "puzzle, playstation 4, not horror"
+    "A wish in the catalogue's own words, in lower case like the user's"
     say = lambda a, v: f'under ${v:g}' if a == 'price_max' else f'not {neutral(v)}' if a.startswith('not_') else neutral(v)
-    return ', '.join(say(a, v) for a, v in sorted(wants.items()))
+    return ', '.join(say(a, v) for a, v in sorted(wants.items())).lower()
 
 NOTHING = 'nothing in the shop fits that.'
 def replied(
     f, wants, idx, # Facets, the wish, the items that answer it
-): # Text such as "Puzzle, PlayStation 4:" and an ID a line
+): # Text such as "puzzle, playstation 4:" and an ID a line
     "The wish as it was understood, then the items"
     return f'{understood(wants)}:\n{_items(f, idx)}' if wants else _items(f, idx)
 
@@ -528,7 +528,7 @@ def platform_genre(f, rng, held): return _wish(f, rng.sample(['platform', 'genre
 MIXES = [['platform', 'theme'], ['genre', 'theme'], ['platform', 'genre', 'theme'], ['platform', 'genre', 'theme'], ['platform', 'vibe'], ['genre', 'vibe'],
          ['theme', 'vibe'], ['platform', 'genre', 'price_max'], ['platform', 'price_max'], ['genre', 'price_max'], ['theme', 'price_max'], ['platform', 'series'],
          ['platform', 'theme', 'vibe'], ['genre', 'theme', 'vibe'], ['platform', 'mode'], ['genre', 'mode'], ['platform', 'brand'], ['genre', 'brand'], ['brand', 'price_max'], ['theme', 'mode']]
-NOTS = [['not_genre'], ['not_theme'], ['platform', 'not_genre'], ['platform', 'not_genre'], ['genre', 'not_theme'], ['platform', 'not_theme'],
+NOTS = [['not_genre'], ['not_genre'], ['not_genre'], ['not_theme'], ['not_theme'], ['not_theme'], ['platform', 'not_genre'], ['platform', 'not_genre'], ['genre', 'not_theme'], ['platform', 'not_theme'],
         ['platform', 'genre', 'not_theme'], ['theme', 'not_genre'], ['vibe', 'not_genre'], ['genre', 'not_platform'], ['theme', 'not_theme']]
 def known(f, mixes): return [m for m in mixes if all((a.removeprefix('not_') in f.member) if a != 'price_max' else f.price is not None for a in m)]
 
@@ -538,7 +538,7 @@ def combination(f, rng, held):
     mixes = known(f, MIXES)
     return _wish(f, rng.choice(mixes), rng, held) if mixes else None
 
-@task(0.07)
+@task(0.09)
 def negation(f, rng, held):
     mixes = known(f, NOTS)
     return _wish(f, rng.choice(mixes), rng, held) if mixes else None
@@ -669,7 +669,7 @@ def facts(
     return [(a, v) for a in have for v, c in zip(f.own[a][0], f.own[a][1][:, i]) if c]
 
 # %% ../nbs/13_conversations.ipynb #c100
-def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i))
+def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i)).lower()
 RULES['what'] = 'what is the title of {s}|what is the title of {s}|what is the title of {s}|[what is|what\'s|name|give|say|tell me|give me|please say|please tell me|do you know] the [title|name|full title|full name] of [item |product |game |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
 RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
 RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|say|tell me] [the|all|some] [facts|attributes|features|details|categories|tags] [of|about|for] {s}|[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|tell me about {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
@@ -715,8 +715,8 @@ def question(f, rng, held):
     if a in ('platform', 'genre', 'theme') and rng.random() < .3:
         v = rng.choice(has + rng.sample(f.own[a][0], 1))
         text = {'platform': 'is {s} for {x}|can I play {s} on {x}|does {s} run on {x}', 'genre': 'is {s} a {x} game|is {s} {x}', 'theme': 'is {s} about {y}|are there {y} in {s}'}[a]
-        return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has) + '.'], i
-    return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has) + '.'], i
+        return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has).lower() + '.'], i
+    return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has).lower() + '.'], i
 
 # %% ../nbs/13_conversations.ipynb #c103
 RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
@@ -753,7 +753,7 @@ def prefix(f, rng, held):
     found = behind(f, f.codes, c)
     said = f.strings[int(np.flatnonzero((f.codes[:, :len(c)] == c).all(1))[0])]
     part = ''.join(re.findall(r'<\|\w+\|>', said)[:len(c) + 1])
-    return ([expand('@prefix', rng, held).replace('{s}', part) + rng.choice(['?', '']), ', '.join(neutral(v) for _, v in found) + '.'], c.tolist()) if found else None
+    return ([expand('@prefix', rng, held).replace('{s}', part) + rng.choice(['?', '']), ', '.join(neutral(v) for _, v in found).lower() + '.'], c.tolist()) if found else None
 
 # %% ../nbs/13_conversations.ipynb #c107
 def shared(
@@ -767,7 +767,7 @@ def explanation(
     f, i, j, # Facets, the item owned, the item recommended
 ): # Text
     "Facts of both, then what they share"
-    both = [neutral(v) for _, v in shared(f, i, j)]
+    both = [neutral(v).lower() for _, v in shared(f, i, j)]
     end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
     return f'{facts_text(f, i)}. {facts_text(f, j)}. {end}'
 

@@ -166,7 +166,7 @@ def claims(
 ): # set of values claimed to be shared
     "What stands after the last *Both:*"
     _, found, end = text.rpartition('Both:')
-    return {c.strip() for c in end.strip().removesuffix('.').split(', ')} - {''} if found else set()
+    return {c.strip().lower() for c in end.strip().removesuffix('.').split(', ')} - {''} if found else set()
 
 # %% ../nbs/18_steering.ipynb #c51
 def explanation_pairs(
@@ -189,7 +189,7 @@ def explanation_scores(
     texts, # One explanation for each pair
 ): # dict of precision and recall
     "Claims against the catalogue"
-    said, true = [claims(t) for t in texts], [{v for _, v in shared(f, i, j)} for i, j in pairs]
+    said, true = [claims(t) for t in texts], [{v.lower() for _, v in shared(f, i, j)} for i, j in pairs]
     right = sum(len(s & t) for s, t in zip(said, true))
     return dict(precision=round(right/max(1, sum(map(len, said))), 4), recall=round(right/max(1, sum(map(len, true))), 4))
 

@@ -188,7 +188,7 @@ def test_one_who_knows_satisfies_every_wish(shop, ids):
         calls.append(len(chats))
         said = [tuple(m['content'].replace(talk.REC, '') for m in c if m['role'] == 'user') for c in chats]
         full = [np.resize(at.get(s, [0]), 10) for s in said]
-        return np.array([np.where(np.arange(10) < len(at.get(s, [0])), row, -1) for s, row in zip(said, full)])
+        return np.array([np.where(np.arange(10) < len(at.get(s, [0])), row, -1) for s, row in zip(said, full)]), ['']*len(chats)
     out = steering.benchmark(knows, asked, ids.strings)
     assert set(out['top1'].values()) == {1.} and set(out['hand']['top1'].values()) == {1.}
     assert set(out.get('recall@fit', {0: 1.}).values()) == {1.} and set(out['satisfaction@10'].values()) == {1.}
@@ -198,11 +198,34 @@ def test_the_model_hears_its_own_answers(shop, ids):
     asked, seen = [r for r in steering.requests_for(shop, PATTERNS, n=3) if r['kind'] == 'three_turn'], []
     def listens(chats):
         seen.append(chats)
-        return np.tile(np.arange(10), (len(chats), 1))
+        return np.tile(np.arange(10), (len(chats), 1)), ['puzzle, wii:\n']*len(chats)
     steering.converse(listens, asked, ids.strings)
     last = seen[-1][0]
     assert [m['role'] for m in last] == ['system', 'user', 'assistant', 'user', 'assistant', 'user']
-    assert last[2]['content'] == '\n'.join(ids.strings[:2]) and last[-1]['content'].endswith(talk.REC)
+    assert last[2]['content'] == 'puzzle, wii:\n' + '\n'.join(ids.strings[:2]) and last[-1]['content'].endswith(talk.REC)
+
+def test_a_wish_is_said_again_before_the_items(shop, ids):
+    f, rng = talk.Facets(shop, ids), random.Random(4)
+    for fn in (talk._single, talk.combination, talk.negation, talk.two_turn, talk.three_turn):
+        for _ in range(20):
+            turns, wants = talk.attempt(f, fn, rng)
+            words, _, rest = turns[-1].partition(':\n')
+            assert words == talk.understood(wants) == words.lower() and all(ids.strings.index(s) in np.flatnonzero(talk.mask_of(f, wants)) for s in rest.split('\n'))
+
+def test_nothing_is_said_only_where_nothing_fits(shop, ids):
+    f, rng = talk.Facets(shop, ids), random.Random(4)
+    for _ in range(30):
+        turns, wants = talk.nothing(f, rng, 0.)
+        assert turns[-1] == f'{talk.understood(wants)}: {talk.NOTHING}' and not talk.mask_of(f, wants).any()
+
+def test_a_prefix_is_described_by_what_most_items_behind_it_share(shop, ids):
+    f = talk.Facets(shop, ids)
+    for c in ids.codes[::20]:
+        rows = (ids.codes[:, :1] == c[:1]).all(1)
+        for a, v in talk.behind(f, ids.codes, c[:1]):
+            names, m = f.own[a]
+            assert m[names.index(v)][rows].mean() >= .6
+    assert talk.behind(f, ids.codes, ids.codes[3], share=0.) and set(talk.behind(f, ids.codes, ids.codes[3])) <= set(talk.facts(f, 3))
 
 def test_explanations_are_scored_by_claims(shop):
     f = talk.Facets(shop)
