@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'PUBLISHED', 'KINDS', 'START', 'Recommendation', 'Recommendations', 'Voice', 'Recommender', 'folder_of',
-           'pl_contains', 'Turn', 'Chat', 'is_list', 'Explanation', 'pl_concat', 'read_mapping', 'mapped_ids']
+           'pl_contains', 'at_least_one', 'Turn', 'Chat', 'is_list', 'Explanation', 'pl_concat', 'read_mapping',
+           'mapped_ids']
 
 # %% ../nbs/17_recommender.ipynb #c4
 import html,re
@@ -59,9 +60,9 @@ class Voice:
     def past(self, sids): return self.bought.format(self.joint.join(sids)) if len(sids) else ''
     def messages(self, turns):
         "Turns of user and assistant, behind the system prompt"
-        ms = talk.as_messages([self.system, *turns][1:])
-        said = [m['content'] for m in ms] if self.lower else [self.system, *turns]
-        return [dict(role=m['role'], content=t) for m,t in zip(ms, [self.system, *said[1:]])]
+        ms = talk.as_messages(turns)
+        texts = [m['content'] for m in ms[1:]] if self.lower else turns
+        return [dict(role=m['role'], content=t) for m,t in zip(ms, [self.system, *texts])]
 
 # %% ../nbs/17_recommender.ipynb #c11
 ORIGINAL = Voice('You are a helpful AI assistant that understands and works with semantic IDs for product recommendations. Semantic IDs are hierarchical identifiers '
@@ -137,7 +138,7 @@ def rows(self:Recommender,
 ): # Row of each in the catalogue
     "Where items stand; an unknown one is an error that suggests another"
     if item_ids is None: return []
-    if isinstance(item_ids, (str, Recommendation)): item_ids = [item_ids]
+    if isinstance(item_ids, str) or not np.iterable(item_ids): item_ids = [item_ids]
     names = [str(getattr(i, 'item_id', i)) for i in item_ids]
     for i in names:
         if i not in self.row:
@@ -188,7 +189,7 @@ def clean(self:Recommender,
     text, # What somebody typed
 ): # The same without markers, `<|rec|>` at the end if it was asked
     "Only real items survive as tokens"
-    text,room = str(text).encode('utf-8', 'replace').decode(),self.window//2
+    text,room = str('' if text is None else text).encode('utf-8', 'replace').decode(),self.window//2
     asked,text = talk.REC in text,text.replace(talk.REC, ' ')[-16*room:]
     said = talk.neutral(text, self.title_of)
     while (n := len(self.tok(said)['input_ids'])) > room:
@@ -212,6 +213,10 @@ def recommend(self:Recommender,
     gap = '' if not past or self.says_nothing(wish) else ' '
     return self.beam(self.voice.messages([past + gap + wish]), n, self.mask(where, seen))
 
+def at_least_one(n):
+    "Refuse to list no items, or half an item"
+    if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n={_show(n)}: ask for a whole number of items, 1 or more')
+
 @patch
 def says_nothing(self:Recommender, text): return not text.replace(talk.REC, '').strip()
 
@@ -219,7 +224,7 @@ def says_nothing(self:Recommender, text): return not text.replace(talk.REC, '').
 @patch
 def beam(self:Recommender, prompt, n, allowed, words=None):
     "The n best allowed items after a prompt; `words` the model has said already"
-    if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n={n!r}: ask for a whole number of items, 1 or more')
+    at_least_one(n)
     if not allowed.any(): return Recommendations(understood=words or '')
     words = lead(self.model, self.tok, self.ids, self.trie, [prompt])[0] if words is None else words
     return self.listed(*self.ranked(prompt, n, allowed, words), words)
@@ -236,6 +241,7 @@ def bestsellers(self:Recommender,
     where=None, # As in `recommend`
 ): # Recommendations
     "The items bought most"
+    at_least_one(n)
     if not len(self.catalogue.histories): raise InputError(f'{self.catalogue.name}: no purchases are known; give a wish in words or a history')
     bought = self.catalogue.histories['item_ids'].explode().value_counts()
     share = np.zeros(len(self))
@@ -384,7 +390,7 @@ def explain(self:Recommender,
     past,(j,) = self.rows(history),self.rows([item_id])
     if not past: raise InputError('explain: the history is empty; an item is explained by what was bought before')
     f = talk.Facets(self.catalogue, self.ids)
-    i = max(past, key=lambda k: (len(talk.shared(f, k, j)), past.index(k)))
+    i = max([k for k in past if k != j] or past, key=lambda k: (len(talk.shared(f, k, j)), past.index(k)))
     raw = self.tell(f'I own {self.strings[i]}. Why {self.strings[j]}?', 96)
     return Explanation(raw, talk.explanation(f, i, j) if f.own else '', self.titles[i], self.titles[j])
 
@@ -399,7 +405,8 @@ def bundle(self:Recommender,
     item_ids, # Two items or more
 ): # A name
     "Name a bundle of items"
-    if len(rows := self.rows(item_ids)) < 2: raise InputError('bundle: give at least two items')
+    rows = list(dict.fromkeys(self.rows(item_ids)))
+    if len(rows) < 2: raise InputError('bundle: give at least two items')
     return self.tell(f'name a bundle of {self.voice.joint.join(self.strings[i] for i in rows[-self.max_len:])}.', 32)
 
 # %% ../nbs/17_recommender.ipynb #c66
@@ -410,6 +417,7 @@ def similar(self:Recommender,
     where=None, # As in `recommend`
 ): # Recommendations, with the cosine as score
     "The items nearest to an item"
+    at_least_one(n)
     if self.x is None: raise InputError(f'similar: {self.catalogue.name} came without item vectors; load the folder of a whole run')
     (i,) = self.rows([item_id])
     u = unit_rows(self.x)

@@ -1,5 +1,4 @@
 """One object: what it answers, what it refuses, and that nothing typed or printed on a box can break it."""
-import json
 import re
 import numpy as np
 import polars as pl
@@ -8,7 +7,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from semantic_ids import conversations as talk, decoding
 from semantic_ids.catalogue import Catalogue
 from semantic_ids.ids import SemanticIDs
-from semantic_ids.recommender import ORIGINAL, PUBLISHED, Chat, Recommender, Voice, mapped_ids
+from semantic_ids.recommender import ORIGINAL, PUBLISHED, Recommender, Voice
 from semantic_ids.runs import InputError, Preset
 from semantic_ids.vocabulary import EMPTY_THOUGHT, extend, prompt_text, sid_tokens, small_model, small_tokenizer
 
@@ -42,6 +41,12 @@ def test_prompts_are_those_of_training(rec, history, monkeypatch):
     assert asked(monkeypatch, rec, 'cute games', history=history) == talk.words_prompt('cute games', sids)
 
 
+def test_voices(rec):
+    turns = ['I like SciFi', 'Yes.', 'More']
+    assert Voice().messages(turns) == talk.as_messages(turns) and Voice().past([]) == ''
+    assert [m['content'] for m in ORIGINAL.messages(turns)] == [ORIGINAL.system, *turns]
+
+
 def test_one_history_in_many_shapes(rec, history):
     want = names(rec.recommend(history=history, n=4))
     for h in (tuple(history), np.array(history), pl.Series(history), rec.listed(rec.rows(history), [0.]*6)):
@@ -69,7 +74,8 @@ def test_a_real_id_in_the_text_reaches_the_model(rec, monkeypatch):
 
 @pytest.mark.parametrize('n', [0, -1, 2.5, '3', None])
 def test_bad_n(rec, n):
-    with pytest.raises(InputError, match='whole number'): rec.recommend('a game', n=n)
+    for call in (lambda: rec.recommend('a game', n=n), lambda: rec.recommend(n=n), lambda: rec.bestsellers(n), lambda: rec.similar(rec.ids.item_ids[0], n), lambda: rec.chat().say('a game <|rec|>', n=n)):
+        with pytest.raises(InputError, match='whole number'): call()
 
 
 def test_more_than_there_is(rec):
@@ -292,9 +298,10 @@ def test_titles_are_put_in_once(rec):
 
 def test_explanations_and_bundles(rec, history):
     why = rec.explain(history, rec.recommend(history=history, n=1)[0])
+    assert rec.explain(history, history[-1]).owned != rec.explain(history, history[-1]).item
     assert why.text and why.computed and '<|' not in why.text and why.owned in [rec.titles[i] for i in rec.rows(history)]
     assert '<|' not in rec.bundle(history) and rec.bundle(rec.ids.item_ids[:500])
-    for bad in (lambda: rec.explain([], history[0]), lambda: rec.bundle(history[:1]), lambda: rec.bundle([])):
+    for bad in (lambda: rec.explain([], history[0]), lambda: rec.bundle(history[:1]*2), lambda: rec.bundle([])):
         with pytest.raises(InputError): bad()
 
 
