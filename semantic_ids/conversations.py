@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'REC', 'RULES', 'WORDS', 'AFTER', 'STATE', 'FILLER', 'COLUMNS', 'PRICES', 'TYPES', 'NOTHING', 'MIXES',
-           'NOTS', 'TURN', 'FIRST', 'CHANGE', 'QUESTION', 'SMALL', 'KINDS', 'as_messages', 'neutral', 'chat_html',
-           'parse', 'expand', 'count', 'words', 'slot', 'noun_phrase', 'bare_words', 'statements', 'sentence', 'mend',
-           'noise', 'say', 'Facets', 'mask_of', 'answer', 'draw', 'task', 'history', 'attempt', 'understood', 'replied',
-           'platform_genre', 'known', 'combination', 'negation', 'anything', 'nothing', 'history_words', 'reply',
-           'plan', 'dialogue', 'two_turn', 'three_turn', 'similar', 'also_bought', 'facts', 'facts_text', 'some',
-           'title', 'find', 'item_facts', 'question', 'description', 'find_story', 'behind', 'prefix', 'shared',
-           'explanation', 'explain', 'bundle', 'understand', 'talk', 'available', 'build', 'held_phrases', 'is_held',
-           'held_out', 'validate', 'ask_items', 'history_prompt', 'words_prompt', 'title_prompt', 'id_prompt',
-           'facts_prompt', 'explain_prompt', 'bundle_prompt', 'similar_prompt', 'item_words', 'language_texts',
-           'load_requests']
+           'NOTS', 'TURN', 'FIRST', 'CHANGE', 'DROP', 'QUESTION', 'SMALL', 'PART', 'TOLD', 'KINDS', 'as_messages',
+           'neutral', 'chat_html', 'parse', 'expand', 'count', 'words', 'slot', 'noun_phrase', 'bare_words',
+           'statements', 'sentence', 'mend', 'noise', 'say', 'Facets', 'mask_of', 'answer', 'draw', 'task', 'history',
+           'attempt', 'understood', 'replied', 'platform_genre', 'known', 'combination', 'negation', 'anything',
+           'nothing', 'history_words', 'reply', 'change', 'plan', 'dialogue', 'two_turn', 'three_turn', 'cheaper',
+           'similar', 'also_bought', 'facts', 'facts_text', 'some', 'title', 'find', 'item_facts', 'question',
+           'description', 'find_story', 'behind', 'prefix', 'shared', 'explanation', 'explain', 'common', 'bundle',
+           'pack', 'understand', 'talk', 'available', 'parts', 'build', 'write', 'held_phrases', 'is_held', 'held_out',
+           'validate', 'ask_items', 'history_prompt', 'words_prompt', 'title_prompt', 'id_prompt', 'facts_prompt',
+           'explain_prompt', 'bundle_prompt', 'similar_prompt', 'item_words', 'language_texts', 'load_requests']
 
 # %% ../nbs/13_conversations.ipynb #c4
 import html,json,random,re
@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.resources import files
 import numpy as np
 from .catalogue import FAMILIES
-from .runs import InputError
+from .runs import InputError,atomic
 
 # %% ../nbs/13_conversations.ipynb #c7
 SYSTEM = 'You recommend items.'
@@ -606,17 +606,27 @@ def reply(
     return text.lower() if rng.random() < .4 else text[:1].upper() + text[1:]
 
 # %% ../nbs/13_conversations.ipynb #c91
+DROP = {a: f'@oh[any {w} [is fine|will do|is good]|[the|which] {w} [does not matter|is not important|is all the same to me|can be anything|is up to you]][| now| after all]@end|@oh[forget|drop|never mind|leave out] [the {w}|the {{x}} part|{{x}}]@end|@oh[it need not be|it does not have to be|not necessarily] {{x}}@end|~I take back what I said of {{x}}@end' for a, w in dict(platform='platform', genre='genre', theme='theme', vibe='mood').items()}
+
+def change(f, rng, held, wants, changes):
+    "One turn more: what is said, and the wish after it"
+    loose = [a for a in DROP if a in wants]
+    if len(wants) > 1 and loose and rng.random() < .1:
+        a = rng.choice(loose)
+        return mend(slot(DROP[a], a, wants[a], rng, held)), {k: v for k, v in wants.items() if k != a}
+    after = draw(f, [rng.choice(changes)], rng, wants)
+    return after and (reply({a: v for a, v in after.items() if wants.get(a) != v}, rng, held), after)
+
 def plan(f, rng, held, n):
-    "n user turns, each of which changes or adds one attribute, and the wish as it stands after each"
+    "n user turns, each of which changes one attribute, and the wish as it stands after each"
     firsts, changes = known(f, FIRST), [a for m in known(f, [[c] for c in CHANGE]) for a in m]
     if not firsts or len(set(changes)) < n - 1: return None
-    wants = [draw(f, rng.choice(firsts), rng)]
+    if (wants := draw(f, rng.choice(firsts), rng)) is None: return None
+    turns = [(say(wants, rng, held), wants)]
     for _ in range(n - 1):
-        if wants[-1] is None: return None
-        wants.append(draw(f, [rng.choice(changes)], rng, wants[-1]))
-    if wants[-1] is None: return None
-    new = [{a: v for a, v in after.items() if before.get(a) != v} for before, after in zip(wants, wants[1:])]
-    return [say(wants[0], rng, held)] + [reply(w, rng, held) for w in new], wants
+        if (turn := change(f, rng, held, turns[-1][1], changes)) is None: return None
+        turns.append(turn)
+    return tuple(map(list, zip(*turns)))
 
 def dialogue(f, rng, held, n):
     "A plan with an answer after each turn"
@@ -631,7 +641,20 @@ def two_turn(f, rng, held): return dialogue(f, rng, held, 2)
 @task(0.05)
 def three_turn(f, rng, held): return dialogue(f, rng, held, 3)
 
-# %% ../nbs/13_conversations.ipynb #c96
+# %% ../nbs/13_conversations.ipynb #c95
+RULES['cheaper'] = '@oh[cheaper|cheaper please|something cheaper|anything cheaper?|any cheaper ones?|too expensive|that is too expensive|too dear|that costs too much|is there one for less?|less expensive please|something less expensive|for less money|I want to spend less|a lower price, please|can I have it cheaper?|got one that costs less?|what is the cheaper option?|not so expensive|similar, but cheaper|the same, but cheaper|out of my budget|I can not afford these|more affordable please|a bargain instead]|~my purse is thinner than that|~kinder to my wallet, please'
+
+@task(0.025, 'price_max')
+def cheaper(f, rng, held):
+    wants = draw(f, rng.choice(known(f, FIRST)), rng) if known(f, FIRST) else None
+    if wants is None: return None
+    shown = answer(f, mask_of(f, wants), rng.randint(1, 3), rng)
+    below = [p for p in PRICES if p < f.price[shown].min()]
+    after = wants | {'price_max': max(below, default=0)}
+    found = answer(f, mask_of(f, after), rng.randint(1, 3), rng)
+    return ([_ask(say(wants, rng, held), rng), replied(f, wants, shown), _ask(expand('@cheaper', rng, held), rng), replied(f, after, found)], after) if found else None
+
+# %% ../nbs/13_conversations.ipynb #c98
 RULES['like_item'] = '[something|anything|a game|games|more|others|items|one] [like|similar to|close to|in the style of|comparable to|along the lines of|related to] {s}|[similar|like|more like|related]: {s}|I [liked|loved|enjoyed|finished] {s}. [More of that|Anything similar|Something like it|What else]?|what is [similar to|like|close to] {s}?|[items|games] similar to {s}|~what sits beside {s} on the shelf'
 
 @task(0.02)
@@ -647,7 +670,7 @@ def similar(f, rng, held):
     if wants: ok = ok & mask_of(f, wants)
     return turns + [_ask(text, rng), replied(f, wants, answer(f, ok, rng.randint(1, 3), rng, near))], wants
 
-# %% ../nbs/13_conversations.ipynb #c97
+# %% ../nbs/13_conversations.ipynb #c99
 RULES['also'] = '[customers|people|shoppers|those|players] who [bought|buy|own|liked] {s} also [bought|buy|own|like]|after {s} [people|customers] [often|usually|] buy|bought together with {s}|[goes well with|often bought with|together with] {s}|~buyers of {s} tend to pick up'
 
 @task(0.005)
@@ -658,7 +681,7 @@ def also_bought(f, rng, held):
     j = rng.randrange(len(seq) - 1)
     return [_ask(expand('@also', rng, held).replace('{s}', f.strings[seq[j]]), rng), f.strings[seq[j + 1]]], user
 
-# %% ../nbs/13_conversations.ipynb #c99
+# %% ../nbs/13_conversations.ipynb #c101
 def facts(
     f, # Facets
     i, # Item
@@ -668,21 +691,21 @@ def facts(
     have = [a for a in order if a in f.own and (a != 'brand' or 'genre' not in f.own)]
     return [(a, v) for a in have for v, c in zip(f.own[a][0], f.own[a][1][:, i]) if c]
 
-# %% ../nbs/13_conversations.ipynb #c100
+# %% ../nbs/13_conversations.ipynb #c102
 def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i)).lower()
 RULES['what'] = 'what is the title of {s}|what is the title of {s}|what is the title of {s}|[what is|what\'s|name|give|say|tell me|give me|please say|please tell me|do you know] the [title|name|full title|full name] of [item |product |game |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
 RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
 RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|say|tell me] [the|all|some] [facts|attributes|features|details|categories|tags] [of|about|for] {s}|[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|tell me about {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
 
-# %% ../nbs/13_conversations.ipynb #c101
+# %% ../nbs/13_conversations.ipynb #c103
 def some(
     f, rng, # Facets, random.Random
-    most=4, # At most
+    most=6, # At most
 ): # Item indices
     "One item, or a few"
-    return rng.sample(range(f.n), min(f.n, rng.choice([1, 1, 1, *range(2, most + 1)])))
+    return rng.sample(range(f.n), min(f.n, rng.choice([1, 1, *range(1, most + 1)])))
 
-@task(0.06)
+@task(0.07)
 def title(f, rng, held):
     idx = some(f, rng)
     return [expand('@what', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '?', ':', '']), '\n'.join(f.titles[i] for i in idx)], idx
@@ -690,7 +713,8 @@ def title(f, rng, held):
 @task(0.07)
 def find(f, rng, held):
     idx = some(f, rng)
-    quoted = '", "'.join(f.titles[i] for i in idx)
+    part = lambda t: t.rsplit(' - ', 1)[0] if len(idx) == 1 and rng.random() < .15 else t
+    quoted = '", "'.join(part(f.titles[i]) for i in idx)
     return [expand('@which', rng, held).replace('{t}', quoted) + rng.choice(['?', '', '', ':']), _items(f, idx)], idx
 
 @task(0.06)
@@ -699,7 +723,7 @@ def item_facts(f, rng, held):
     text = '. '.join(facts_text(f, i) for i in idx)
     return ([expand('@facts', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '.', '']), text + '.'], idx) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c102
+# %% ../nbs/13_conversations.ipynb #c104
 QUESTION = dict(
     platform='[which|what] [platform|console|system] is {s} for|{s} runs on|platform of {s}|on what can I play {s}|~what machine does {s} need', genre='[which|what] genre is {s}|genre of {s}|what [kind|sort|type] of game is {s}|~how would you class {s}',
     theme='what is {s} about|themes of {s}|theme of {s}|what topics are in {s}|~which matters does {s} treat', series='which series is {s} [from|in|part of]|series of {s}|~{s} belongs to which series', vibe='what is the [mood|vibe|feel|atmosphere] of {s}|how does {s} feel|~what mood does {s} put me in',
@@ -718,7 +742,7 @@ def question(f, rng, held):
         return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has).lower() + '.'], i
     return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has).lower() + '.'], i
 
-# %% ../nbs/13_conversations.ipynb #c103
+# %% ../nbs/13_conversations.ipynb #c105
 RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
 
 @task(0.005, 'description')
@@ -733,7 +757,7 @@ def find_story(f, rng, held):
     text = neutral(f.items['description'][i])[:120].rsplit(' ', 1)[0]
     return ([expand('@which', rng, held).replace('"{t}"', '{t}').replace('{t}', f'"{text}"'), f.strings[i]], i) if text else None
 
-# %% ../nbs/13_conversations.ipynb #c105
+# %% ../nbs/13_conversations.ipynb #c107
 RULES['prefix'] = '[what|which kind of [items|games]|what sort of [items|games|things]] [begin|begins|start|starts] with {s}|[what do|do] [items|games|IDs] [that begin|that start|beginning|starting] with {s} [have in common|share]|[meaning|the meaning|sense] of [prefix|the prefix|] {s}|[prefix|group|family|branch] {s}|describe [prefix|group|the items behind] {s}|~what lies behind the opening {s}'
 
 def behind(
@@ -755,7 +779,7 @@ def prefix(f, rng, held):
     part = ''.join(re.findall(r'<\|\w+\|>', said)[:len(c) + 1])
     return ([expand('@prefix', rng, held).replace('{s}', part) + rng.choice(['?', '']), ', '.join(neutral(v) for _, v in found).lower() + '.'], c.tolist()) if found else None
 
-# %% ../nbs/13_conversations.ipynb #c107
+# %% ../nbs/13_conversations.ipynb #c109
 def shared(
     f, i, j, # Facets and two items
 ): # (attribute, value) pairs
@@ -771,17 +795,28 @@ def explanation(
     end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
     return f'{facts_text(f, i)}. {facts_text(f, j)}. {end}'
 
-# %% ../nbs/13_conversations.ipynb #c108
+# %% ../nbs/13_conversations.ipynb #c110
 RULES['why'] = '[why|why would I like|why do you recommend|why is|explain|explain why|reason for|what speaks for|why buy|why did you pick] {b} [if I own|after|for someone with|given|because I have|when I liked|as I own|with] {a}|I [have|own|liked|bought] {a}. [Why|Why would I like|Why is|Explain|Why do you recommend] {b}|~what makes {b} fit beside {a}'
 
-@task(0.04)
+@task(0.05)
 def explain(f, rng, held):
     i = rng.randrange(f.n)
     near = _near(f, [i]) if rng.random() < .75 else 0.
     j = answer(f, np.arange(f.n) != i, 1, rng, near)[0]
     return [expand('@why', rng, held).replace('{a}', f.strings[i]).replace('{b}', f.strings[j]) + rng.choice(['?', '?', '.']), explanation(f, i, j)], (i, j)
 
-# %% ../nbs/13_conversations.ipynb #c109
+# %% ../nbs/13_conversations.ipynb #c112
+RULES['common'] = '[what do|which words do] [{a}|"{a}"] and [{b}|"{b}"] [have in common|share]|[compare|common to|in both]: {a}. {b}|one is {a}. the other is {b}. what is the same|~{a} and {b} agree with each other on what'
+
+@task(0.02)
+def common(f, rng, held):
+    i = rng.randrange(f.n)
+    j = answer(f, np.arange(f.n) != i, 1, rng, _near(f, [i]) if rng.random() < .75 else 0.)[0]
+    both = ', '.join(neutral(v) for _, v in shared(f, i, j)).lower()
+    text = expand('@common', rng, held).replace('{a}', facts_text(f, i)).replace('{b}', facts_text(f, j))
+    return ([text + rng.choice(['?', '']), f'Both: {both}.'], (i, j)) if both else None
+
+# %% ../nbs/13_conversations.ipynb #c113
 RULES['bundle'] = '[name|suggest a name for|a name for|find a name for|suggest a catchy name for|title for|what would you call|name this bundle:|how would you name] [a bundle of|the bundle|a bundle containing|a set of|this bundle|this pack|these:|] {s}|~christen the package {s}'
 
 @task(0.01)
@@ -794,8 +829,16 @@ def bundle(f, rng, held):
     name = ' '.join(neutral(wants[a]) for a in attrs if a in wants and a != 'platform')
     end = f' for {wants["platform"]}' if 'platform' in wants else ''
     return [expand('@bundle', rng, held).replace('{s}', _sids(f, found)) + rng.choice(['?', '.', '']), f'The {name} Bundle{end}'.replace('  ', ' ')], wants
+RULES['pack'] = '[describe|what is in|tell me about|say something about] [the bundle|this bundle|the set|this pack|a bundle of|the package] {s}|[bundle|pack|set] {s}: [what is it about|description|why together]|~what ties the parcel {s} together'
 
-# %% ../nbs/13_conversations.ipynb #c112
+@task(0.006)
+def pack(f, rng, held):
+    i = rng.randrange(f.n)
+    idx = [i, *answer(f, np.arange(f.n) != i, rng.randint(1, 2), rng, 1.5*_near(f, [i]))]
+    both = [v for v in facts(f, i) if all(v in facts(f, j) for j in idx[1:])]
+    return ([expand('@pack', rng, held).replace('{s}', _sids(f, idx)) + rng.choice(['?', '.', '']), f'{len(idx)} items that share: {", ".join(neutral(v) for _, v in both).lower()}.'], idx) if both else None
+
+# %% ../nbs/13_conversations.ipynb #c116
 RULES['mean'] = '[What do I want?|What am I asking for?|In short?|What did I ask for?|Summary?|Repeat that in your words.|~How do you understand me?]'
 SMALL = [('[hi|hello|hey|good morning|hello there|good evening|hey there]', 'Hello! What do you like?'), ('[thanks|thank you|thank you very much|great, thanks|perfect, thank you]', 'You are welcome.'),
          ('[bye|goodbye|see you|good night]', 'Goodbye!'), ('[who are you|what are you|what can you do|how can you help me|what is this]?', 'I recommend items. Tell me what you like.')]
@@ -806,13 +849,13 @@ def understand(f, rng, held):
     wants = draw(f, rng.choice(mixes), rng) if mixes else None
     return ([say(wants, rng, held) + ' ' + expand('@mean', rng, held), understood(wants) + '.'], wants) if wants else None
 
-# %% ../nbs/13_conversations.ipynb #c113
+# %% ../nbs/13_conversations.ipynb #c117
 @task(0.003)
 def talk(f, rng, held):
     ask, answer = rng.choice(SMALL)
     return [noise(expand(ask, rng), random.Random(rng.random()) if held else rng, 0.), answer], None
 
-# %% ../nbs/13_conversations.ipynb #c115
+# %% ../nbs/13_conversations.ipynb #c119
 def available(
     f, # Facets
 ): # name -> share, summing to 1
@@ -822,24 +865,46 @@ def available(
     ok = {k: s for k, s in ok.items() if attempt(f, TYPES[k][2], random.Random(0))}
     return {k: s/sum(ok.values()) for k, s in ok.items()}
 
-# %% ../nbs/13_conversations.ipynb #c116
-def build(
+# %% ../nbs/13_conversations.ipynb #c120
+PART = 10_000
+TOLD = 'history', 'history_words', 'also_bought'
+def parts(
     catalogue, ids, split, # Catalogue, SemanticIDs, Split: only its training prefixes are read
     n=20000, # Conversations
     seed=42,
-): # Frame: type, messages, learn, user (whose purchases are told, -1 for nobody's)
-    "Training conversations"
+): # Frames of `PART` rows at most: type, messages, learn, user (whose purchases are told, -1 for nobody's)
+    "Training conversations, a part at a time"
     import polars as pl
-    f, rng, rows = Facets(catalogue, ids, split.train), random.Random(seed), []
-    for kind, share in available(f).items():
-        for _ in range(max(1, round(share*n))):
-            got = attempt(f, TYPES[kind][2], rng)
-            if got: rows.append((kind, got[0], got[1] if kind in ('history', 'history_words', 'also_bought') and isinstance(got[1], int) else -1))
-    rng.shuffle(rows)
-    return pl.DataFrame(dict(type=[r[0] for r in rows], messages=[as_messages(r[1]) for r in rows],
-                             learn=['ids' if r[0] in ('history', 'history_words', 'also_bought') else 'assistant' for r in rows], user=[r[2] for r in rows]))
+    f, rng = Facets(catalogue, ids, split.train), random.Random(seed)
+    kinds = [k for k, share in available(f).items() for _ in range(max(1, round(share*n)))]
+    rng.shuffle(kinds)
+    for start in range(0, len(kinds), PART):
+        rows = [(k, *got) for k in kinds[start:start + PART] if (got := attempt(f, TYPES[k][2], rng))]
+        yield pl.DataFrame(dict(type=[r[0] for r in rows], messages=[as_messages(r[1]) for r in rows], learn=['ids' if r[0] in TOLD else 'assistant' for r in rows],
+                                user=[r[2] if r[0] in TOLD and isinstance(r[2], int) else -1 for r in rows]))
 
-# %% ../nbs/13_conversations.ipynb #c125
+def build(
+    catalogue, ids, split, # As for `parts`
+    n=20000, # Conversations
+    seed=42,
+): # Frame: type, messages, learn, user
+    "Training conversations, all at once"
+    import polars as pl
+    return pl.concat(parts(catalogue, ids, split, n, seed))
+
+def write(
+    frames, # From `parts`
+    path, # A parquet file
+):
+    "Conversations to a file, one part in memory at a time; the file is there whole or not at all"
+    from itertools import chain
+    from polars.io.plugins import register_io_source
+    frames = iter(frames)
+    first = next(frames)
+    def source(columns, predicate, n_rows, batch_size): return chain([first], frames)
+    with atomic(path) as tmp: register_io_source(source, schema=first.schema).sink_parquet(tmp)
+
+# %% ../nbs/13_conversations.ipynb #c129
 def _walk(node, out):
     for branches, held in ((node[0], 0), (node[1], 1)):
         for parts in branches:
@@ -848,10 +913,10 @@ def _walk(node, out):
                 if not isinstance(p, str): _walk(p, out)
     return out
 
-# %% ../nbs/13_conversations.ipynb #c126
+# %% ../nbs/13_conversations.ipynb #c130
 def held_phrases():
     "What only held-out branches say, lower case"
-    found = [p for t in [*RULES.values(), *AFTER.values(), *STATE.values(), *TURN.values(), *QUESTION.values()] for p in _walk(parse(t), [])]
+    found = [p for t in [*RULES.values(), *AFTER.values(), *STATE.values(), *TURN.values(), *DROP.values(), *QUESTION.values()] for p in _walk(parse(t), [])]
     pieces = [[q.strip(' .,?!').lower() for p in parts if p and p[0] != '@' for q in re.split(r'\{\w\}', p)] for parts in found]
     return sorted({max(ps, key=len) for ps in pieces if ps} - {''})
 
@@ -865,7 +930,7 @@ def is_held(
 
 KINDS = {'platform': [['platform']], 'genre': [['genre']], 'theme': [['theme']], 'vibe': [['vibe']], 'series': [['series']], 'price': [['price_max']], 'negation': NOTS, 'combination': [['platform', 'genre']]*8 + MIXES, 'two_turn': 2, 'three_turn': 3}
 
-# %% ../nbs/13_conversations.ipynb #c127
+# %% ../nbs/13_conversations.ipynb #c131
 def held_out(
     catalogue, # Catalogue
     n=150, # Requests per kind
@@ -882,7 +947,7 @@ def held_out(
             if sum(r['kind'] == kind for r in out[-n:]) == n: break
     return out
 
-# %% ../nbs/13_conversations.ipynb #c133
+# %% ../nbs/13_conversations.ipynb #c137
 _PART = re.compile(r'<\|sid_start\|>(?:<\|sid_\d+\|>)+')
 def _fault(kind, ms, user, strings, split):
     if [m['role'] for m in ms] != (['system'] + ['user', 'assistant']*len(ms))[:len(ms)] or len(ms) < 3 or len(ms) % 2 == 0: return 'roles do not alternate from system and user to assistant'
@@ -894,7 +959,7 @@ def _fault(kind, ms, user, strings, split):
     if any(is_held(_SID.sub('', m['content'])) for m in ms if m['role'] == 'user'): return 'a held-out phrase'
     if user >= 0 and split is not None and {strings[s] for s in found} - set(split.train[user].tolist()): return 'an item outside the training prefix of its user'
 
-# %% ../nbs/13_conversations.ipynb #c134
+# %% ../nbs/13_conversations.ipynb #c138
 def validate(
     frame, # From `build`
     ids, # SemanticIDs
@@ -905,7 +970,7 @@ def validate(
     rows = zip(frame['type'], frame['messages'].to_list(), frame['user'])
     return [(i, fault) for i, (k, ms, u) in enumerate(rows) if (fault := _fault(k, ms, u, strings, split))]
 
-# %% ../nbs/13_conversations.ipynb #c141
+# %% ../nbs/13_conversations.ipynb #c145
 def ask_items(
     text, # What the user says
     keep=(), # SID strings that the text may contain
@@ -929,7 +994,7 @@ def words_prompt(
     past = f'I bought {"".join(list(history)[-most:])}. ' if len(history) else ''
     return as_messages([past + ask_items(text)])
 
-# %% ../nbs/13_conversations.ipynb #c142
+# %% ../nbs/13_conversations.ipynb #c146
 def title_prompt(s): return as_messages([f'what is the title of {s}?'])
 def id_prompt(title): return as_messages([f'find "{neutral(title)}"'])
 def facts_prompt(s): return as_messages([f'tell me about {s}.'])
@@ -937,7 +1002,7 @@ def explain_prompt(owned, s): return as_messages([f'I own {owned}. Why {s}?'])
 def bundle_prompt(strings): return as_messages([f'name a bundle of {"".join(strings)}.'])
 def similar_prompt(s, text=''): return as_messages([f'something like {s} {ask_items(text)}'.replace('  ', ' ')])
 
-# %% ../nbs/13_conversations.ipynb #c145
+# %% ../nbs/13_conversations.ipynb #c149
 def item_words(
     catalogue, # Catalogue
 ): # One text per item, lower case
@@ -949,7 +1014,7 @@ def item_words(
     said = lambda a, v: [w for side in words(a, v) for w in dict.fromkeys(side)]
     return [' ' + (' '.join(w for a, v in have(i) for w in said(a, v)) or f.titles[i]).lower() for i in range(f.n)]
 
-# %% ../nbs/13_conversations.ipynb #c147
+# %% ../nbs/13_conversations.ipynb #c151
 def language_texts(
     catalogue, # Catalogue
     n=4000, # Wishes
@@ -962,11 +1027,12 @@ def language_texts(
     mixes = known(f, [[a] for a in COLUMNS] + MIXES + NOTS)
     wishes = [w for _ in range(n if mixes else 0) if (w := draw(f, rng.choice(mixes), rng))]
     said = [f'{say(w, rng)} = {understood(w)}.' for w in wishes]
-    texts = [t.lower() for t in items + about + said if t]
+    pairs = [(i, answer(f, np.arange(f.n) != i, 1, rng, _near(f, [i]))[0]) for i in range(f.n) if f.n > 1]
+    texts = [t.lower() for t in items + about + said if t] + [explanation(f, i, j) for i, j in pairs]
     rng.shuffle(texts)
     return texts
 
-# %% ../nbs/13_conversations.ipynb #c148
+# %% ../nbs/13_conversations.ipynb #c152
 def load_requests(
     path=None, # A jsonl file; without it the requests that ship with the package
 ): # list of dicts: kind, turns, wants, perhaps source

@@ -237,9 +237,8 @@ def load_semantic_sasrec(w, d): w.add(read_json(d/'metrics.json'))
 
 # %% ../nbs/22_pipeline.ipynb #c40
 def make_conversations(w, d):
-    from semantic_ids.conversations import build
-    frame = build(w.catalogue, w.ids, w.split, w.preset.conversations, w.preset.seed)
-    with atomic(d/'train.parquet') as tmp: frame.write_parquet(tmp)
+    from semantic_ids.conversations import parts,write
+    write(parts(w.catalogue, w.ids, w.split, w.preset.conversations, w.preset.seed), d/'train.parquet')
 
 def load_conversations(w, d):
     import polars as pl

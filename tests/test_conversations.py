@@ -106,8 +106,9 @@ def test_a_later_turn_keeps_what_was_said(shop):
     for turns, wants in plans:
         assert len(turns) == 3
         for before, after in zip(wants, wants[1:]):
-            new = [a for a in after if before.get(a) != after[a]]
-            assert len(new) == 1 and all(after[a] == v for a, v in before.items() if a != new[0])
+            new, gone = [a for a in after if before.get(a) != after[a]], [a for a in before if a not in after]
+            assert len(new) + len(gone) == 1 and all(after[a] == v for a, v in before.items() if a not in new + gone)
+    assert any(set(a) > set(b) for _, wants in plans for a, b in zip(wants, wants[1:]))
 
 @pytest.mark.parametrize('text', HOSTILE)
 def test_hostile_text_is_harmless(shop, ids, cut, text):
@@ -211,6 +212,23 @@ def test_a_wish_is_said_again_before_the_items(shop, ids):
             turns, wants = talk.attempt(f, fn, rng)
             words, _, rest = turns[-1].partition(':\n')
             assert words == talk.understood(wants) == words.lower() and all(ids.strings.index(s) in np.flatnonzero(talk.mask_of(f, wants)) for s in rest.split('\n'))
+
+def test_cheaper_is_below_everything_shown(shop, ids):
+    f, rng = talk.Facets(shop, ids), random.Random(4)
+    row = {s: i for i, s in enumerate(ids.strings)}
+    for _ in range(30):
+        turns, wants = talk.attempt(f, talk.cheaper, rng)
+        shown, found = ([f.price[row[s]] for s in t.partition(':\n')[2].split('\n')] for t in (turns[1], turns[3]))
+        assert max(found) <= wants['price_max'] < min(shown)
+
+def test_a_file_of_conversations_is_what_build_makes(shop, ids, cut, tmp_path):
+    talk.write(talk.parts(shop, ids, cut, 300), tmp_path/'t.parquet')
+    assert pl.read_parquet(tmp_path/'t.parquet').equals(talk.build(shop, ids, cut, 300))
+    def broken():
+        yield from talk.parts(shop, ids, cut, 300)
+        raise InputError('the disk is gone')
+    with pytest.raises(Exception, match='the disk is gone'): talk.write(broken(), tmp_path/'u.parquet')
+    assert [p.name for p in tmp_path.iterdir()] == ['t.parquet']
 
 def test_nothing_is_said_only_where_nothing_fits(shop, ids):
     f, rng = talk.Facets(shop, ids), random.Random(4)
