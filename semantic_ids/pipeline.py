@@ -634,7 +634,7 @@ def a_history(w, n=4):
 def talk(rec, *turns):
     "Say the turns one after the other to a fresh chat"
     chat,out = rec.chat(),[]
-    for t in turns: out += [('you', t), ('model', chat.say(t).text.replace('\n', '; '))]
+    for t in turns: out += [('you', t), ('model', chat.say(t).text.replace(':\n', ': ').replace('\n', '; '))]
     return out
 
 # %% ../nbs/22_pipeline.ipynb #c73
@@ -747,14 +747,15 @@ def report_command(args):
 def chat_command(args):
     "Read turns from the terminal or a pipe until they end"
     from semantic_ids.recommender import Recommender
-    if args.folder != 'shop' and not Path(args.folder).is_dir(): raise InputError(f'{args.folder}: no such run folder')
     hush()
     chat = Recommender.load(args.folder).chat()
     prompt = 'you: ' if sys.stdin.isatty() else ''
     if prompt: say('Words steer, <|rec|> asks for an item; an empty line ends.')
     for line in turns(prompt):
-        t = chat.say(line)
-        print(json.dumps(dict(text=t.text, items=[_item(i) for i in t.items]), ensure_ascii=False) if _json(args) else t.text, flush=True)
+        for piece in chat.stream(line):
+            if not _json(args): print(piece, end='', flush=True)
+        t = chat.turn
+        print(json.dumps(dict(text=t.text, items=[_item(i) for i in t.items]), ensure_ascii=False) if _json(args) else '', flush=True)
 
 def _item(i): return dict(item_id=i.item_id, title=i.title) if hasattr(i, 'item_id') else i
 
