@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'REC', 'RULES', 'WORDS', 'AFTER', 'STATE', 'FILLER', 'COLUMNS', 'PRICES', 'TYPES', 'NOTHING', 'MIXES',
-           'NOTS', 'TURN', 'FIRST', 'CHANGE', 'DROP', 'QUESTION', 'SMALL', 'PART', 'TOLD', 'KINDS', 'as_messages',
-           'neutral', 'chat_html', 'parse', 'expand', 'count', 'words', 'slot', 'noun_phrase', 'bare_words',
-           'statements', 'sentence', 'mend', 'noise', 'say', 'Facets', 'mask_of', 'answer', 'draw', 'task', 'history',
-           'attempt', 'understood', 'replied', 'platform_genre', 'known', 'combination', 'negation', 'anything',
-           'nothing', 'history_words', 'reply', 'change', 'plan', 'dialogue', 'two_turn', 'three_turn', 'cheaper',
-           'similar', 'also_bought', 'facts', 'facts_text', 'some', 'title', 'find', 'item_facts', 'question',
-           'description', 'find_story', 'behind', 'prefix', 'shared', 'explanation', 'explain', 'common', 'bundle',
-           'pack', 'understand', 'talk', 'available', 'parts', 'build', 'write', 'held_phrases', 'is_held', 'held_out',
-           'validate', 'ask_items', 'history_prompt', 'words_prompt', 'title_prompt', 'id_prompt', 'facts_prompt',
-           'explain_prompt', 'bundle_prompt', 'similar_prompt', 'item_words', 'language_texts', 'load_requests']
+           'NOTS', 'TURN', 'FIRST', 'CHANGE', 'DROP', 'QUESTION', 'SMALL', 'PART', 'TOLD', 'KINDS', 'REWORD',
+           'as_messages', 'neutral', 'chat_html', 'parse', 'expand', 'count', 'words', 'slot', 'noun_phrase',
+           'bare_words', 'statements', 'sentence', 'mend', 'noise', 'say', 'Facets', 'mask_of', 'answer', 'draw',
+           'task', 'history', 'attempt', 'understood', 'replied', 'platform_genre', 'known', 'combination', 'negation',
+           'anything', 'nothing', 'history_words', 'reply', 'change', 'plan', 'dialogue', 'two_turn', 'three_turn',
+           'cheaper', 'similar', 'also_bought', 'facts', 'facts_text', 'some', 'title', 'find', 'item_facts',
+           'question', 'description', 'find_story', 'behind', 'prefix', 'shared', 'explanation', 'explain', 'common',
+           'bundle', 'pack', 'understand', 'talk', 'available', 'parts', 'build', 'write', 'held_phrases', 'is_held',
+           'held_out', 'validate', 'endpoint', 'reworded', 'paraphrase', 'ask_items', 'history_prompt', 'words_prompt',
+           'title_prompt', 'id_prompt', 'facts_prompt', 'explain_prompt', 'bundle_prompt', 'similar_prompt',
+           'item_words', 'language_texts', 'load_requests']
 
 # %% ../nbs/13_conversations.ipynb #c4
 import html,json,random,re
@@ -971,6 +972,53 @@ def validate(
     return [(i, fault) for i, (k, ms, u) in enumerate(rows) if (fault := _fault(k, ms, u, strings, split))]
 
 # %% ../nbs/13_conversations.ipynb #c153
+REWORD = 'Say this shopper\'s sentence in other, natural words. Keep its meaning, every value and every number in brackets. Answer with the sentence alone.\n\n'
+def endpoint(
+    model, # Name at the endpoint
+    base_url=None, # Default: OPENAI_BASE_URL, or OpenAI
+    api_key=None, # Default: the key that the host's variable holds
+): # Function from a text to a text
+    "A language model behind an OpenAI-compatible URL; the client repeats what fails"
+    import os
+    try: import openai
+    except ImportError: raise InputError("rewording needs the openai client: pip install 'semantic-ids[llm]'") from None
+    from semantic_ids.cleaning_llm import _host,key_for
+    url = base_url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1'
+    client = openai.OpenAI(base_url=url, api_key=key_for(_host(url), api_key), max_retries=5, timeout=60)
+    def ask(text):
+        r = client.chat.completions.create(model=model, messages=[dict(role='user', content=text)])
+        return r.choices[0].message.content or ''
+    return ask
+
+# %% ../nbs/13_conversations.ipynb #c154
+def reworded(
+    turn, # What a user says
+    ask, # Function from a text to a text
+): # The same in other words, or None
+    "One rewording, checked"
+    body, sids = turn.removesuffix(REC), _SID.findall(turn)
+    for k, s in enumerate(sids): body = body.replace(s, f'[{k}]', 1)
+    said = neutral(ask(REWORD + body)).strip('"').lower()
+    if not said or len(said) > 4*len(body) + 40 or sorted(re.findall(r'\[\d+\]', said)) != sorted(f'[{k}]' for k in range(len(sids))) or is_held(said): return None
+    for k, s in enumerate(sids): said = said.replace(f'[{k}]', s)
+    return None if said == turn.removesuffix(REC) else said + REC*turn.endswith(REC)
+
+def paraphrase(
+    frame, # From `build`
+    ask, # Function from a text to a text
+    n=1000, # Conversations to reword
+    seed=42,
+    workers=8, # Requests at once
+): # Frame of the new conversations, n at most
+    "Conversations whose first words a language model has said anew"
+    from concurrent.futures import ThreadPoolExecutor
+    rows = frame.sample(min(n, len(frame)), seed=seed)
+    first = [ms[1]['content'] for ms in rows['messages'].to_list()]
+    with ThreadPoolExecutor(workers) as pool: said = list(pool.map(lambda t: reworded(t, ask), first))
+    new = [[ms[0], ms[1] | dict(content=t), *ms[2:]] for ms, t in zip(rows['messages'].to_list(), said) if t]
+    return rows.filter([t is not None for t in said]).with_columns(messages=type(rows['messages'])('messages', new, dtype=rows['messages'].dtype))
+
+# %% ../nbs/13_conversations.ipynb #c161
 def ask_items(
     text, # What the user says
     keep=(), # SID strings that the text may contain
@@ -994,7 +1042,7 @@ def words_prompt(
     past = f'I bought {"".join(list(history)[-most:])}. ' if len(history) else ''
     return as_messages([past + ask_items(text)])
 
-# %% ../nbs/13_conversations.ipynb #c154
+# %% ../nbs/13_conversations.ipynb #c162
 def title_prompt(s): return as_messages([f'what is the title of {s}?'])
 def id_prompt(title): return as_messages([f'find "{neutral(title)}"'])
 def facts_prompt(s): return as_messages([f'tell me about {s}.'])
@@ -1002,7 +1050,7 @@ def explain_prompt(owned, s): return as_messages([f'I own {owned}. Why {s}?'])
 def bundle_prompt(strings): return as_messages([f'name a bundle of {"".join(strings)}.'])
 def similar_prompt(s, text=''): return as_messages([f'something like {s} {ask_items(text)}'.replace('  ', ' ')])
 
-# %% ../nbs/13_conversations.ipynb #c157
+# %% ../nbs/13_conversations.ipynb #c165
 def item_words(
     catalogue, # Catalogue
 ): # One text per item, lower case
@@ -1014,7 +1062,7 @@ def item_words(
     said = lambda a, v: [w for side in words(a, v) for w in dict.fromkeys(side)]
     return [' ' + (' '.join(w for a, v in have(i) for w in said(a, v)) or f.titles[i]).lower() for i in range(f.n)]
 
-# %% ../nbs/13_conversations.ipynb #c159
+# %% ../nbs/13_conversations.ipynb #c167
 def language_texts(
     catalogue, # Catalogue
     n=4000, # Wishes
@@ -1032,7 +1080,7 @@ def language_texts(
     rng.shuffle(texts)
     return texts
 
-# %% ../nbs/13_conversations.ipynb #c160
+# %% ../nbs/13_conversations.ipynb #c168
 def load_requests(
     path=None, # A jsonl file; without it the requests that ship with the package
 ): # list of dicts: kind, turns, wants, perhaps source

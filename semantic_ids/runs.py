@@ -284,7 +284,7 @@ class Preset:
     conversations:int = 20000
     language_steps:int = 70 # Stage 0: plain text
     vocab_steps:int = 20 # Stage 1: new rows only
-    llm_steps:int = 470 # Stage 2: all weights
+    llm_steps:int = 680 # Stage 2: all weights
     batch_tokens:int = 1536
     llm_lr:float = 3e-3
     optimizer:str = 'muon' # 'muon' (with AdamW) or 'adamw'

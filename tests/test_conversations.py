@@ -267,3 +267,19 @@ def test_a_catalogue_with_one_attribute_only():
     ids = make_ids(np.stack([np.arange(n) % 4, np.arange(n) % 5], 1), cat.items['item_id'].to_list(), 8)
     talks = build(cat, ids, split(encode(cat)), 300, 0)
     assert (talks['type'] == 'history_words').any()
+
+def test_a_rewording_keeps_ids_and_the_rest_of_the_talk(shop, ids, cut):
+    rows = talk.build(shop, ids, cut, 200)
+    new = talk.paraphrase(rows, lambda t: 'dear shop, ' + t.partition('\n\n')[2], n=200)
+    assert len(new) > 150 and talk.validate(new, ids, cut) == [] and new.schema == rows.schema
+    by = {str(ms[2:]): ms for ms in rows['messages'].to_list()}
+    for ms in new['messages'].to_list():
+        assert ms[1]['content'].startswith('dear shop, ') and str(ms[2:]) in by
+
+@pytest.mark.parametrize('answer', ['', 'no number', '[0] and [1]', 'scare up [0]', '[0]'*100, '[1]'])
+def test_a_bad_rewording_is_dropped(ids, answer):
+    assert talk.reworded(f'like {ids.strings[0]}' + talk.REC, lambda t: answer) is None
+
+def test_a_rewording_cannot_bring_markers(ids):
+    said = talk.reworded(f'like {ids.strings[0]}' + talk.REC, lambda t: '<|im_end|> [0] <|sid_start|><|sid_1|><|sid_end|>')
+    assert said.count('<|') == ids.strings[0].count('<|') + 1 and said.endswith(talk.REC)

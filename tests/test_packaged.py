@@ -42,6 +42,25 @@ def test_reports_bars():
     for kind in ('platform', 'genre'): assert s['top1'][kind] >= .85 and s['satisfaction@10'][kind] >= .75
     assert r['llm']['valid_rate'] == 1
 
+def test_the_record_is_of_this_run():
+    from semantic_ids import results
+    r, told = read_json(SHOP/'report.json'), results('shop')
+    assert {k: told[k] for k in ('seed', 'steering', 'llm', 'ids')} == {k: r[k] for k in ('seed', 'steering', 'llm', 'ids')}
+    assert {row['model']: row['hit@10'] for row in told['rows']} == {k: v['hit@10'] for k, v in r['recommenders'].items()}
+
+def test_it_still_meets_its_figures(rec):
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.decoding import item_beam, lead
+    from semantic_ids.steering import benchmark, requests_for
+    asked = [r for r in requests_for(rec.catalogue, load_requests(), 1) if r['source'] == 'hand']
+    args = rec.model, rec.tok, rec.ids, rec.trie
+    def rec_fn(chats):
+        words = lead(*args, chats)
+        return item_beam(*args, chats, 10, prefix=words, width=20)[0], words
+    now, then = benchmark(rec_fn, asked, rec.strings)['hand'], read_json(SHOP/'report.json')['steering']['hand']
+    for figure in ('top1', 'satisfaction@10'):
+        for kind, value in then[figure].items(): assert now[figure][kind] >= value - .1, (figure, kind, value, now[figure][kind])
+
 def test_it_recommends_what_is_asked(rec):
     found = rec.recommend('shooter games for Xbox 360', n=10)
     rows = rec.items[rec.rows([r.item_id for r in found])]
