@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from semantic_ids.catalogue import products
-from semantic_ids.decoding import (Guide, SidProcessor, Talk, TextProcessor, answer, answers, exact_scores, generate_items, head_logits, item_beam,
+from semantic_ids.decoding import (Guide, SidProcessor, Talk, TextProcessor, answer, answers, exact_scores, generate_items, head_logits, item_beam, lead,
                                    level_tokens, may, prompt_tokens, stream, take, ways, _spoken)
 from semantic_ids.ids import Trie, make_ids
 from semantic_ids.runs import InputError, preset
@@ -441,3 +441,18 @@ def test_benches_run(command):
     assert out.returncode == 0, out.stderr[-800:]
     row = json.loads(out.stdout.splitlines()[-1])
     assert {'name', 'ours', 'peer', 'ratio', 'unit', 'n'} <= set(row) and row['ratio'] > 0
+
+def test_a_beginning_of_its_own_for_every_prompt(small):
+    begun = [f'word {i}:\n'*(i % 3 > 0) for i in range(len(PROMPTS))]
+    found, scores = item_beam(*small.args, PROMPTS, n=5, prefix=begun)
+    for p, b, row, score in zip(PROMPTS, begun, found, scores):
+        one, its = item_beam(*small.args, [p], n=5, prefix=b)
+        assert one[0].tolist() == row.tolist() and np.allclose(its[0], score, atol=1e-4)
+    with pytest.raises(ValueError): item_beam(*small.args, PROMPTS, n=5, prefix=begun[1:])
+
+def test_the_words_in_front_are_those_of_the_answer(small):
+    said, whole = lead(*small.args, PROMPTS, 24), answers(*small.args, PROMPTS, 24)
+    for a, b in zip(said, whole):
+        front = b.split('<|sid_start|>')[0]
+        assert a == (front.rpartition(':')[0] + ':\n' if ':' in front else '')
+    assert lead(*small.args, PROMPTS, 24, batch=3) == said and lead(*small.args, []) == []
