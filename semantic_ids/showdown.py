@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contestants', 'masks', 'figures_of', 'trained', 'contest', 'averaged', 'thin', 'refit', 'withhold', 'grow',
-           'cold_contest', 'hash_contest', 'cold_figures']
+           'cold_contest', 'hash_contest', 'cold_figures', 'held_back']
 
 # %% ../nbs/12_showdown.ipynb #c4
 import time
@@ -15,7 +15,7 @@ from .runs import InputError, set_seed
 from .histories import Ragged, Split
 from .ids import make_ids
 from .reports import extended_ids
-from .metrics import _pick, counts, ranks, summarize, top_items
+from .metrics import _chunks, _pick, counts, rank_of, ranks, summarize, top_items
 from .slices import coverage, popularity_band, popularity_bias
 from .sasrec import SASRec, train_sasrec
 from .semantic_sasrec import SemanticSASRec, random_codes
@@ -211,3 +211,26 @@ def cold_figures(
     hit = lambda f, rows: float((ranks(f, part, users=rows) <= k).mean())
     return {f'hit@{k} cold': hit(score, cold), f'hit@{k} warm': hit(score, ~cold), f'hit@{k} warm alone': hit(alone, ~cold),
             f'hit@{k}': hit(score, None), 'users': len(part), 'cold': int(cold.sum()), 'protocol': part.protocol}
+
+# %% ../nbs/12_showdown.ipynb #c42
+def held_back(
+    score, # score(inputs: Ragged, users) -> (b, n)
+    part, # Split from `withhold`
+    n, # Number of warm items
+    fall=.02, # Share of the warm hits that may be lost
+    k=10, # Length of the list
+): # score function, the constant
+    "Newcomers' scores less a constant, chosen on the validation purchases"
+    leads = []
+    for rows, s, seen in _chunks(score, part, 'valid', 256, None):
+        s, target = s.float().cpu(), part.valid[rows]
+        lead = (s[:, n:] - s[torch.arange(len(s)), torch.as_tensor(target)][:, None]).sort(1, descending=True).values.numpy()
+        lead = np.pad(lead, ((0, 0), (0, k)), constant_values=-np.inf)
+        place = rank_of(s[:, :n], target, seen).astype(int)
+        leads += [lead[i, k - w] for i, w in enumerate(place) if w <= k]
+    c = max(0., float(np.quantile(leads, 1 - fall))) if leads else 0.
+    def less(inputs, users):
+        s = torch.as_tensor(score(inputs, users)).clone()
+        s[:, n:] -= c
+        return s
+    return less, c
