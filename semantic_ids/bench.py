@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
-           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'changed', 'bench']
+           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'dealt', 'TitleIDs',
+           'title_codes', 'TitleStep', 'Titled', 'titles_learned', 'make_titled', 'speaker', 'spoken_figures',
+           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'changed', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
-import subprocess, time
+import subprocess, tempfile, time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 import numpy as np
+from .decoding import LMStep
+from .ids import SemanticIDs
+from .pipeline import Asked
 from .runs import InputError, hash_of, preset, read_json, say, write_json
 
 # %% ../nbs/23_bench.ipynb #c7
@@ -272,10 +277,228 @@ def bench_original(
     return write_rows(file, _origin(command, catalogue), todo, _settings(p, negatives=negatives), merge=averaged)
 
 # %% ../nbs/23_bench.ipynb #c37
-benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
-               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original)
+def dealt(
+    ids, # SemanticIDs
+    seed=42,
+): # SemanticIDs
+    "The same IDs, dealt to other items: the same tree without a meaning"
+    return SemanticIDs(ids.item_ids, ids.codes[np.random.default_rng(seed).permutation(len(ids))], ids.codebook_size)
 
-# %% ../nbs/23_bench.ipynb #c39
+# %% ../nbs/23_bench.ipynb #c40
+class TitleIDs(SemanticIDs):
+    "Items called by their titles; to the tokenizer a table with one code, which nobody says"
+    def __init__(self, catalogue):
+        from semantic_ids.conversations import neutral
+        super().__init__(catalogue.items['item_id'].to_list(), np.zeros((len(catalogue), 1), np.int64), 1)
+        self.said = [f'<|sid_start|>{neutral(t).lower()}<|sid_end|>' for t in catalogue.items['title']]
+    @property
+    def strings(self): return self.said
+
+# %% ../nbs/23_bench.ipynb #c41
+def title_codes(
+    tok, # Tokenizer
+    ids, # TitleIDs
+): # Token numbers (n, longest)
+    "Titles as rows of tokens, filled up with the closing marker"
+    end = tok.convert_tokens_to_ids('<|sid_end|>')
+    rows = [r[1:] for r in tok(ids.strings, add_special_tokens=False)['input_ids']]
+    out = np.full((len(rows), max(map(len, rows))), end)
+    for i, r in enumerate(rows): out[i, :len(r)] = r
+    return out
+
+# %% ../nbs/23_bench.ipynb #c43
+class TitleStep(LMStep):
+    "The step for titles: any token at any level, and after the closing marker only that marker"
+    def __init__(self, model, tok, levels, rows):
+        import torch
+        super().__init__(model, tok, SemanticIDs(['-'], np.zeros((1, 1), np.int64), 1), rows)
+        self.tokens, self.end = torch.arange(len(tok), device=model.device).expand(levels, -1), tok.convert_tokens_to_ids('<|sid_end|>')
+
+    def __call__(self, level, parents, codes):
+        import torch
+        if not level: return super().__call__(level, parents, codes)
+        over, end = (codes.flatten() == self.end)[:, None], torch.arange(self.tokens.shape[1], device=codes.device) == self.end
+        if over.all(): return torch.zeros(over.shape, device=codes.device).masked_fill(~end, -torch.inf)
+        return super().__call__(level, parents, codes).masked_fill(over & ~end, -torch.inf)
+
+# %% ../nbs/23_bench.ipynb #c44
+class Titled(Asked):
+    "A trained model whose items are called by their titles"
+    def __init__(self, w):
+        from semantic_ids.ids import Trie
+        super().__init__(w)
+        w.trie = Trie(title_codes(self.tok, w.ids))
+
+    def items(self, prompts, n=10, allowed=None, batch=32):
+        "As `Asked.items`"
+        from semantic_ids.decoding import _reading, lead, prompt_tokens
+        from semantic_ids.ids import beam
+        words, rows, args = [''] * len(prompts), np.full((len(prompts), n), -1), (self.model, self.tok, self.w.ids, self.w.trie)
+        order = np.argsort([sum(len(m['content']) for m in q) for q in prompts], kind='stable')
+        for b in np.array_split(order, -(-len(order) // batch)):
+            said = lead(*args, [prompts[i] for i in b], dtype=self.dtype)
+            begun = prompt_tokens(self.model, self.tok, [prompts[i] for i in b], [s + '<|sid_start|>' for s in said])
+            with _reading(self.model, self.dtype):
+                step = TitleStep(self.model, self.tok, self.w.trie.n_levels, begun)
+                rows[b] = beam(step, self.w.trie, n, len(b), None if allowed is None else allowed[b], 2 * n)[0].cpu().numpy()
+            for i, s in zip(b, said): words[i] = s
+        return rows, words
+
+# %% ../nbs/23_bench.ipynb #c46
+def titles_learned(
+    data, # TokenData
+    frame, # Conversations
+    start, end, # Tokens of the two markers
+): # TokenData
+    "Titles of purchases are learned from, as SID tokens are"
+    begun = np.cumsum(data.tokens == start) - np.cumsum(data.tokens == end)
+    inside = (begun > 0) & (data.tokens != start) | (data.tokens == end)
+    told = np.repeat(np.array(frame['learn'].to_list()) == 'ids', data.lengths)
+    return replace(data, learn=data.learn | inside & told)
+
+# %% ../nbs/23_bench.ipynb #c47
+def make_titled(w, d):
+    "`make_llm` for titles"
+    import torch
+    from semantic_ids import finetuning as ft
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.vocabulary import load_base
+    pipe.hush()
+    w.texts, spoken = pipe.language_split(w.catalogue), w.partial('llm')/'spoken'
+    spoken.mkdir(parents=True, exist_ok=True)
+    pipe.teach_words(w, spoken)
+    model, tok = load_base(str(spoken))
+    model.to(pipe.accelerator())
+    data = titles_learned(ft.encode_conversations(tok, w.talks), w.talks, *tok.convert_tokens_to_ids(['<|sid_start|>', '<|sid_end|>']))
+    past = read_json(spoken/'train.json')
+    log = ft.train(model, data, **pipe.options(w, w.preset.llm_steps, 'finetuning'))
+    write_json(d/'train.json', dict(past['logs'], finetuning=log, language_loss=dict(before=past['before'], after=pipe.text_loss(model, tok, w.texts[1]))))
+    model.to(getattr(torch, w.preset.dtype)).save_pretrained(d); tok.save_pretrained(d)
+
+# %% ../nbs/23_bench.ipynb #c48
+def speaker(
+    catalogue, # Catalogue
+    p, # Preset
+    folder, # Run folder
+    naming='semantic IDs', # 'semantic IDs', 'random IDs' or 'titles'
+): # Work whose language model is trained
+    "The part of the pipeline that ends in a language model, with IDs to choose"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.ids import Trie
+    w = pipe.open_run(catalogue, p, folder)
+    pipe.set_threads(p.threads)
+    for stage in ('catalogue', 'embeddings', 'quantizer', 'ids'): pipe.do(w, stage)
+    if naming == 'random IDs': w.ids = dealt(w.ids, p.seed); w.trie = Trie(w.ids.codes)
+    if naming == 'titles': w.ids = TitleIDs(w.catalogue)
+    pipe.do(w, 'conversations')
+    if naming != 'titles': pipe.do(w, 'llm'); return w
+    w.keys['llm'] = w.key('llm')
+    w.run.stage('llm', w.keys['llm'], lambda d: make_titled(w, d), lambda d: pipe.load_llm(w, d))
+    return w
+
+# %% ../nbs/23_bench.ipynb #c50
+def spoken_figures(
+    w, # Work
+    asked, # Asked, Titled
+): # Dict
+    "What one model answers to histories, to histories with a wish, and to requests"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.metrics import summarize
+    from semantic_ids.steering import benchmark, next_wishes, overall, relevance, requests_for
+    p, lists = w.preset, []
+    rows, some = (pipe.sample(len(w.split.test), n) for n in (p.eval_users, max(1, p.eval_users//2)))
+    def rec_fn(chats, allowed=None):
+        found = asked.items(chats, 10, allowed)
+        lists.extend(found[0])
+        return found
+    wishes = next_wishes(w.catalogue, w.split, some, load_requests(), p.seed)
+    hits = summarize(pipe.llm_ranks(w, asked, rows))
+    steered = benchmark(rec_fn, requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.ids.strings)
+    valid = [(r >= 0).all() and len(set(r.tolist())) == len(r) for r in lists]
+    return {'hit@10': hits['hit@10'], 'ndcg@10': hits['ndcg@10'], 'users': len(rows), 'protocol': w.split.protocol, **relevance(rec_fn, w.split, some, wishes, w.ids.strings, p.max_len),
+            **overall(steered), 'steering': steered, 'valid_rate': float(np.mean(valid))}
+
+# %% ../nbs/23_bench.ipynb #c51
+def search_fn(
+    w, # Work: catalogue, x, info, split
+    sasrec=None, # A trained SASRec, for those with a history
+    pool=20, # Items found by the words
+): # f(texts, inputs=None) -> item indices (n, 10)
+    "The words embedded with the catalogue's encoder and matched to items; what is found is put in order by a SASRec or by sales"
+    from semantic_ids.embeddings import embed, unit_rows
+    from semantic_ids.metrics import counts
+    text, bought = unit_rows(w.x[:, :w.info['text_dim']]), counts(w.split, len(w.catalogue))
+    def search(texts, inputs=None, ok=None):
+        near = embed(texts, w.info['encoder']) @ text.T
+        by = np.tile(bought, (len(texts), 1)) if inputs is None else np.asarray(sasrec.score(inputs, None).cpu())
+        if ok is not None: near = np.where(ok, near, -9.)
+        found = np.argsort(-near, 1, kind='stable')[:, :pool]
+        order = np.argsort(-np.take_along_axis(by, found, 1), 1, kind='stable')
+        return np.take_along_axis(found, order, 1)[:, :10]
+    return search
+
+# %% ../nbs/23_bench.ipynb #c52
+def search_figures(
+    w, # Work
+    pool=20, # Items found by the words; 10 leaves their order to decide what is shown
+): # Dict
+    "The same questions, answered by a search"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.sasrec import SASRec
+    from semantic_ids.steering import benchmark, next_wishes, overall, requests_for
+    p, rows, inputs = w.preset, pipe.sample(len(w.split.test), max(1, w.preset.eval_users//2)), w.split.inputs('test')
+    search = search_fn(w, SASRec.load(w.folder/'sasrec').to(pipe.accelerator()), pool)
+    steered = benchmark(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.ids.strings)
+    wishes, ok = next_wishes(w.catalogue, w.split, rows, load_requests(), p.seed), np.ones((len(rows), len(w.catalogue)), bool)
+    for k, r in enumerate(rows): ok[k, inputs[r]] = False
+    hit = (search([q['turns'][0] for q in wishes], inputs.take(rows), ok) == w.split.test[rows][:, None]).any(1)
+    return {'hit@10 words': float(hit.mean()), 'users': len(rows), 'protocol': w.split.protocol, **overall(steered), 'steering': steered}
+
+# %% ../nbs/23_bench.ipynb #c53
+def words_of(chat):
+    "All that the user has said, in one line"
+    from semantic_ids.conversations import REC
+    return ' '.join(m['content'] for m in chat if m['role'] == 'user').replace(REC, '').strip()
+
+# %% ../nbs/23_bench.ipynb #c54
+def bench_controls(
+    catalogue, # Catalogue; the preset's `top` most bought items are kept
+    file, # Results file
+    p, # Preset
+    command='', # What is typed to repeat it
+): # What the file holds
+    "One language model, three ways of calling items, beside search"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.metrics import content_knn, evaluate
+    if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
+    def llm(naming):
+        with tempfile.TemporaryDirectory() as d:
+            w = speaker(catalogue, p, Path(d)/'run', naming)
+            asked = Titled(w) if naming == 'titles' else Asked(w)
+            train, start = w.training, time.process_time()
+            row = spoken_figures(w, asked)
+            return dict(row, levels=w.trie.n_levels, loss=round(float(np.mean(train['finetuning']['loss'][-20:])), 3), language_loss=train['language_loss'],
+                        seconds_train=round(sum(train[k]['seconds'] for k in pipe.TRAININGS), 1), seconds_asked=round(time.process_time() - start, 1), seeds=1)
+    def other(figures):
+        with tempfile.TemporaryDirectory() as d:
+            w = pipe.open_run(catalogue, p, Path(d)/'run')
+            pipe.set_threads(p.threads)
+            for stage in ('catalogue', 'embeddings', 'quantizer', 'ids', 'sasrec'): pipe.do(w, stage)
+            return figures(w)
+    knn = lambda w: {k: v for k, v in evaluate(content_knn(w.x), w.split, users=pipe.sample(len(w.split.test), p.eval_users)).items() if k in ('hit@10', 'ndcg@10', 'users', 'protocol')}
+    todo = {n: (lambda n=n: llm(n)) for n in ('semantic IDs', 'random IDs', 'titles')}
+    todo |= {'search': lambda: other(search_figures), 'search, not re-ranked': lambda: other(lambda w: search_figures(w, 10)), 'content_knn': lambda: other(knn)}
+    settings = {k: getattr(p, k) for k in 'top n_levels codebook_size rq_steps hidden layers heads vocab_size conversations language_steps vocab_steps llm_steps batch_tokens llm_lr optimizer dtype eval_users eval_prompts seed'.split()}
+    return write_rows(file, _origin(command, catalogue), todo, settings)
+
+# %% ../nbs/23_bench.ipynb #c58
+benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
+               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original,
+               controls=bench_controls)
+
+# %% ../nbs/23_bench.ipynb #c60
 def changed(
     p, # Preset
     pairs, # Strings such as 'sasrec_epochs=20'
@@ -290,7 +513,7 @@ def changed(
         except (ValueError, TypeError): raise InputError(f"--set {pair}: wanted {name}=VALUE with a value like {getattr(p, name)!r}") from None
     return p
 
-# %% ../nbs/23_bench.ipynb #c40
+# %% ../nbs/23_bench.ipynb #c61
 def bench(
     name, # Such as 'quantizers'
     data='shop', # As for `load`

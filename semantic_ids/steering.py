@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SLOT', 'COMMON', 'PLAIN', 'attr_of', 'spoken', 'fill', 'concrete', 'requests_for', 'fitting', 'converse', 'score',
-           'summary', 'benchmark', 'table', 'claims', 'explanation_pairs', 'explanation_scores', 'llm_metrics']
+           'summary', 'benchmark', 'overall', 'table', 'wish_of', 'next_wishes', 'relevance', 'claims',
+           'explanation_pairs', 'explanation_scores', 'llm_metrics']
 
 # %% ../nbs/18_steering.ipynb #c4
 import random,re
 from collections import Counter
 import numpy as np
 from .catalogue import fits
-from .conversations import Facets,PRICES,REC,as_messages,ask_items,bundle_prompt,explain_prompt,facts,id_prompt,mask_of,mend,shared,title_prompt
+from .conversations import Facets,PRICES,REC,as_messages,ask_items,bundle_prompt,explain_prompt,facts,history_prompt,id_prompt,mask_of,mend,shared,title_prompt,words_prompt
 from .runs import InputError
 
 # %% ../nbs/18_steering.ipynb #c8
@@ -151,6 +152,14 @@ def benchmark(
     return out | dict(source=dict(Counter(r['source'] for r in requests)))
 
 # %% ../nbs/18_steering.ipynb #c34
+def overall(
+    steered, # From `benchmark`
+): # Dict of top1 and satisfaction
+    "One number each: the mean over kinds, so that every kind counts the same"
+    mean = lambda d: round(float(np.mean(list(d.values()))), 4)
+    return dict(top1=mean(steered['top1']), satisfaction=mean(steered.get('satisfaction@10', steered.get('recall@fit', {}))))
+
+# %% ../nbs/18_steering.ipynb #c35
 def table(
     **runs, # Name of a recommender = its benchmark
 ): # Frame: kind, then a column per recommender
@@ -160,7 +169,55 @@ def table(
     cell = lambda r, k: r.get('satisfaction@10', {}).get(k, r.get('recall@fit', {}).get(k))
     return pl.DataFrame(dict(kind=kinds) | {n: [cell(r, k) for k in kinds] for n, r in runs.items()})
 
-# %% ../nbs/18_steering.ipynb #c50
+# %% ../nbs/18_steering.ipynb #c51
+def wish_of(
+    f, # Facets
+    pattern, # One turn, with slots
+    item, # Index of an item
+    rng, # random.Random
+): # Request that the item fulfils, or None if it lacks an attribute
+    "A pattern filled with the item's own values"
+    got = {}
+    for a, s in pattern['wants'].items():
+        values = [v for v, c in zip(f.member[a][0], f.member[a][1][:, item]) if c and v not in got.values()]
+        if not values: return None
+        got[s] = rng.choice(values)
+    wants = {a: got[s] for a, s in pattern['wants'].items()}
+    turns = [mend(SLOT.sub(lambda m: spoken(attr_of(m[1]), got[m[1]]), t)) for t in pattern['turns']]
+    return dict(pattern, turns=turns, wants=wants, fits=np.flatnonzero(mask_of(f, wants)))
+
+# %% ../nbs/18_steering.ipynb #c52
+def next_wishes(
+    catalogue, split, # Catalogue, Split
+    rows, # Rows of the split
+    patterns, # Rows with slots
+    seed=42,
+): # A request per row, fulfilled by its test purchase
+    "What shoppers might have said before their next purchase"
+    f, rng = Facets(catalogue), random.Random(seed)
+    plain = lambda r: not concrete(r) and len(r['turns']) == 1 and {s for t in r['turns'] for s in SLOT.findall(t)} == set(r['wants'].values()) and set(r['wants']) <= set(f.member)
+    usable = [r for r in patterns if plain(r)]
+    if not usable: raise InputError('patterns: none has one turn whose slots are all wanted')
+    wishes = lambda i: (w for _ in range(200) if (w := wish_of(f, rng.choice(usable), i, rng)))
+    return [next(wishes(i), dict(turns=[PLAIN], wants={}, fits=np.arange(f.n))) for i in split.test[rows]]
+
+# %% ../nbs/18_steering.ipynb #c53
+def relevance(
+    rec_fn, # As for `converse`, with the items allowed per prompt as a second argument
+    split, rows, # Split, and rows of it
+    wishes, # From `next_wishes`
+    strings, # SID string of each item
+    max_len=20, # Purchases told
+): # Dict of Hit@10 of the test purchase
+    "Is the next purchase found with words, with a filter, with both?"
+    past = [split.inputs('test')[r] for r in rows]
+    told, ok, fit = [[strings[i] for i in h[-max_len:]] for h in past], np.ones((len(rows), len(strings)), bool), np.zeros((len(rows), len(strings)), bool)
+    for k, h in enumerate(past): ok[k, h] = False; fit[k, wishes[k]['fits']] = True
+    said, silent = [words_prompt(w['turns'][0], h, max_len) for w, h in zip(wishes, told)], [history_prompt(h, max_len) for h in told]
+    hit = lambda chats, allowed: float((rec_fn(chats, allowed)[0] == split.test[rows][:, None]).any(1).mean())
+    return {'hit@10 words': hit(said, ok), 'hit@10 filter': hit(silent, ok & fit), 'hit@10 words and filter': hit(said, ok & fit)}
+
+# %% ../nbs/18_steering.ipynb #c55
 def claims(
     text, # An explanation
 ): # set of values claimed to be shared
@@ -168,7 +225,7 @@ def claims(
     _, found, end = text.rpartition('Both:')
     return {c.strip() for c in end.strip().removesuffix('.').split(', ')} - {''} if found else set()
 
-# %% ../nbs/18_steering.ipynb #c51
+# %% ../nbs/18_steering.ipynb #c56
 def explanation_pairs(
     f, # Facets
     n=100, seed=42,
@@ -182,7 +239,7 @@ def explanation_pairs(
         if j != i and shared(f, i, j): pairs.append((int(i), j))
     return pairs[:n]
 
-# %% ../nbs/18_steering.ipynb #c52
+# %% ../nbs/18_steering.ipynb #c57
 def explanation_scores(
     f, # Facets
     pairs, # (owned, recommended)
@@ -193,7 +250,7 @@ def explanation_scores(
     right = sum(len(s & t) for s, t in zip(said, true))
     return dict(precision=round(right/max(1, sum(map(len, said))), 4), recall=round(right/max(1, sum(map(len, true))), 4))
 
-# %% ../nbs/18_steering.ipynb #c58
+# %% ../nbs/18_steering.ipynb #c63
 def llm_metrics(
     rec_fn, # As for `converse`
     say_fn, # Conversations -> texts
