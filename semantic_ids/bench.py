@@ -6,7 +6,8 @@
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
            'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'dealt', 'TitleIDs',
            'title_codes', 'TitleStep', 'Titled', 'titles_learned', 'make_titled', 'speaker', 'spoken_figures',
-           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'changed', 'bench']
+           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'without', 'new_figures', 'bench_new_items',
+           'opened', 'kept_relevant', 'bench_steering', 'changed', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
 import subprocess, tempfile, time
@@ -463,6 +464,8 @@ def words_of(chat):
     return ' '.join(m['content'] for m in chat if m['role'] == 'user').replace(REC, '').strip()
 
 # %% ../nbs/23_bench.ipynb #c54
+def _spoken(p): return {k: getattr(p, k) for k in 'top n_levels codebook_size rq_steps hidden layers heads vocab_size conversations language_steps vocab_steps llm_steps batch_tokens llm_lr optimizer dtype eval_users eval_prompts seed'.split()}
+
 def bench_controls(
     catalogue, # Catalogue; the preset's `top` most bought items are kept
     file, # Results file
@@ -490,15 +493,172 @@ def bench_controls(
     knn = lambda w: {k: v for k, v in evaluate(content_knn(w.x), w.split, users=pipe.sample(len(w.split.test), p.eval_users)).items() if k in ('hit@10', 'ndcg@10', 'users', 'protocol')}
     todo = {n: (lambda n=n: llm(n)) for n in ('semantic IDs', 'random IDs', 'titles')}
     todo |= {'search': lambda: other(search_figures), 'search, not re-ranked': lambda: other(lambda w: search_figures(w, 10)), 'content_knn': lambda: other(knn)}
-    settings = {k: getattr(p, k) for k in 'top n_levels codebook_size rq_steps hidden layers heads vocab_size conversations language_steps vocab_steps llm_steps batch_tokens llm_lr optimizer dtype eval_users eval_prompts seed'.split()}
-    return write_rows(file, _origin(command, catalogue), todo, settings)
+    return write_rows(file, _origin(command, catalogue), todo, _spoken(p))
 
 # %% ../nbs/23_bench.ipynb #c58
-benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
-               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original,
-               controls=bench_controls)
+def without(
+    catalogue, # Catalogue
+    share=.05, # Of the items
+    seed=42,
+): # A smaller Catalogue, which items are missing in it (n,)
+    "A catalogue before some of its items came out"
+    import polars as pl
+    from semantic_ids.catalogue import from_frames
+    cold = np.zeros(len(catalogue), bool)
+    cold[np.random.default_rng(seed).permutation(len(cold))[:max(1, round(share * len(cold)))]] = True
+    gone = catalogue.items['item_id'].filter(pl.Series(cold))
+    left = catalogue.histories.select('user_id', pl.col('item_ids').list.set_difference(gone.to_list())).filter(pl.col('item_ids').list.len() > 3)
+    return from_frames(catalogue.items.filter(pl.Series(~cold)), left, name=catalogue.name), cold
 
 # %% ../nbs/23_bench.ipynb #c60
+def new_figures(
+    found, # Lists of ten for the requests (n, 10)
+    requests, # Requests that a new item fits
+    cold, # Which items are new (n_items,)
+): # Dict
+    "Do the new items that fit appear in the first ten?"
+    good = [np.isin(row, r['fits']) & cold[row] & (row >= 0) for row, r in zip(found, requests)]
+    fair = [cold[r['fits']].mean() for r in requests]
+    return dict(shown=float(np.mean([g.any() for g in good])), places=float(np.mean(good)), fair=float(np.mean(fair)), requests=len(requests))
+
+# %% ../nbs/23_bench.ipynb #c63
+def bench_new_items(
+    catalogue, # Catalogue; the preset's `top` most bought items are kept
+    file, # Results file
+    p, # Preset
+    command='', # What is typed to repeat it
+    share=.05, # Of the items, withheld
+): # What the file holds
+    "Items let in after training, beside a search"
+    from types import SimpleNamespace
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.embeddings import catalogue_vectors
+    from semantic_ids.histories import encode, split
+    from semantic_ids.metrics import content_knn, ranks
+    from semantic_ids.recommender import Recommender
+    from semantic_ids.steering import converse, requests_for
+    if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
+    (warm, cold), cut = without(catalogue, share, p.seed), split(encode(catalogue))
+    new, old = (np.flatnonzero(cold[cut.test] == c) for c in (True, False))
+    new, old = (r[pipe.sample(len(r), p.eval_users)] for r in (new, old))
+    requests = [r for r in requests_for(catalogue, load_requests(), p.eval_prompts, p.seed) if cold[r['fits']].any()]
+    def llm():
+        with tempfile.TemporaryDirectory() as d:
+            w = speaker(warm, p, Path(d)/'run')
+            rec = Recommender.load(w.folder).add_items(catalogue.items.filter(cold))
+            w.ids, w.trie, w.split = rec.ids, rec.trie, cut
+            asked = Asked(w)
+            hit = lambda rows: float((pipe.llm_ranks(w, asked, rows) <= 10).mean())
+            return new_figures(converse(asked.items, requests, w.ids.strings), requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+    def text():
+        x, info = catalogue_vectors(catalogue)
+        search = search_fn(SimpleNamespace(x=x, info=info, split=cut, catalogue=catalogue), pool=10)
+        found = converse(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests, catalogue.items['item_id'].to_list())
+        hit = lambda rows: float((ranks(content_knn(x), cut, users=rows) <= 10).mean())
+        return new_figures(found, requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+    about = dict(users_new=len(new), users_old=len(old), new_items=int(cold.sum()), protocol=cut.protocol, seeds=1)
+    todo = {'items added': lambda: dict(llm(), **about), 'search': lambda: dict(text(), **about)}
+    return write_rows(file, _origin(command, catalogue), todo, dict(_spoken(p), share=share))
+
+# %% ../nbs/23_bench.ipynb #c66
+def opened(
+    folder, # Folder of a finished run
+    p, # Preset: how many are asked
+): # Work
+    "A run that was made earlier, as the pipeline knows it"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.catalogue import Catalogue
+    folder = Path(folder)
+    if lacks := [s for s in ('catalogue', 'embeddings', 'ids', 'sasrec', 'llm') if not (folder/s).is_dir()]:
+        raise InputError(f"{folder}: no {lacks[0]}/ in it; give 'shop' or the folder of a finished run")
+    w = pipe.Work(Catalogue.load(folder/'catalogue'), p, folder)
+    for s in ('catalogue', 'embeddings', 'ids'): getattr(pipe, f'load_{s}')(w, folder/s)
+    w.training = read_json(folder/'llm'/'train.json')
+    return w
+
+# %% ../nbs/23_bench.ipynb #c67
+def kept_relevant(
+    w, # Work
+    asked, # Asked
+    sasrec, # A trained SASRec
+    search, # From `search_fn`
+): # Dict of rows
+    "Hit@10 of the next purchase, with and without a wish that it fulfils, by model, by SASRec and by search"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.steering import next_wishes, relevance
+    rows, inputs = pipe.sample(len(w.split.test), max(1, w.preset.eval_users//2)), w.split.inputs('test')
+    wishes, goal, past = next_wishes(w.catalogue, w.split, rows, load_requests(), w.preset.seed), w.split.test[rows][:, None], inputs.take(rows)
+    ok, fit = np.ones((2, len(rows), len(w.ids)), bool)
+    for k, r in enumerate(rows): ok[k, inputs[r]] = False; fit[k] = ok[k] & np.isin(np.arange(len(w.ids)), wishes[k]['fits'])
+    hit = lambda lists: float((lists == goal).any(1).mean())
+    scores, said = np.asarray(sasrec.score(past).cpu()), [q['turns'][0] for q in wishes]
+    best = lambda m: np.argsort(-np.where(m, scores, -np.inf), 1)[:, :10]
+    llm = {'hit@10': float((pipe.llm_ranks(w, asked, rows) <= 10).mean()), **relevance(asked.items, w.split, rows, wishes, w.ids.strings, w.preset.max_len)}
+    return dict(users=len(rows), protocol=w.split.protocol, llm=llm, sasrec={'hit@10': hit(best(ok)), 'hit@10 filter': hit(best(fit))},
+                search={'hit@10 words': hit(search(said, past, ok)), 'hit@10 words and filter': hit(search(said, past, fit))})
+
+# %% ../nbs/23_bench.ipynb #c68
+def bench_steering(
+    catalogue, # Not used; the run has its own
+    file, # Results file
+    p, # Preset: how many shoppers and requests
+    command='', # What is typed to repeat it
+    folder=None, # A run folder; the packaged run without it
+    items=10000, # Said in free text
+): # What the file holds
+    "A finished run against search, and all that it says"
+    from functools import cache
+    from semantic_ids import conversations as talk
+    from semantic_ids import pipeline as pipe
+    from semantic_ids import steering as s
+    from semantic_ids.decoding import answers
+    from semantic_ids.runs import shop_path
+    from semantic_ids.sasrec import SASRec
+    w = opened(folder or shop_path(), p)
+    pipe.set_threads(p.threads)
+    f, patterns, say = talk.Facets(w.catalogue, w.ids), talk.load_requests(), w.ids.strings
+    requests, n = s.requests_for(w.catalogue, patterns, p.eval_prompts, p.seed), max(4, p.eval_prompts//2)
+    asked, sasrec = cache(lambda: Asked(w)), cache(lambda: SASRec.load(w.folder/'sasrec').to(pipe.accelerator()))
+    def spoken(chats, seed=42, temperature=0., most=48):
+        a, parts = asked(), [chats[i:i + 64] for i in range(0, len(chats), 64)]
+        return [t for q in parts for t in answers(a.model, a.tok, w.ids, w.trie, q, most, temperature=temperature, seed=seed, dtype=a.dtype)]
+    def steered(rec_fn):
+        found = s.benchmark(rec_fn, requests, say)
+        return dict(s.overall(found), steering=found)
+    def alone(chats):
+        rows = asked().items([talk.as_messages([talk.ask_items(s.PLAIN)])])[0]
+        return np.repeat(rows, len(chats), 0), [''] * len(chats)
+    def found(pool):
+        search = search_fn(w, pool=pool)
+        return lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats))
+    def explained():
+        pairs = s.explanation_pairs(f, n, p.seed)
+        return dict(s.explanation_scores(f, pairs, spoken([talk.explain_prompt(say[i], say[j]) for i, j in pairs], most=64)), pairs=len(pairs))
+    def named():
+        sets = s.bundles(f, n, p.seed)
+        return s.bundle_score(f, sets, spoken([talk.bundle_prompt([say[i] for i in b]) for b in sets], most=32))
+    def heard():
+        one = [r for r in requests if len(r['turns']) == 1]
+        words = asked().items([talk.as_messages([talk.ask_items(r['turns'][0])]) for r in one], 1)[1]
+        return s.restated(one, words)
+    some = [talk.as_messages([talk.ask_items(r['turns'][0])]) for r in requests[::max(1, len(requests)//500)]]
+    todo = {'model': lambda: steered(asked().items), 'unsteered': lambda: steered(alone), 'search': lambda: steered(found(20)), 'search, not re-ranked': lambda: steered(found(10)),
+            'search by names': lambda: steered(s.word_search(f)), 'relevance': lambda: kept_relevant(w, asked(), sasrec(), search_fn(w, sasrec())), 'understood': heard,
+            'explanations': explained, 'bundles': named, 'language': lambda: w.training['language_loss'],
+            'honesty': lambda: s.honesty(spoken, requests[::max(1, len(requests)//500)], s.impossible(f, patterns, n, p.seed)),
+            'generated': lambda: s.generated(lambda chats, seed: spoken(chats, seed, 1.), some, say, items),
+            'where': lambda: s.enforced(lambda chats, ok: asked().items(chats, 10, ok), requests[::max(1, len(requests)//500)], len(w.ids))}
+    stand = {k: read_json(w.folder/k/'stage.json').get('key') for k in ('ids', 'llm')}
+    return write_rows(file, _origin(command, w.catalogue), todo, dict(stand, eval_users=p.eval_users, eval_prompts=p.eval_prompts, seed=p.seed, dtype=p.dtype, max_len=p.max_len, items=items))
+
+# %% ../nbs/23_bench.ipynb #c72
+benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
+               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original,
+               controls=bench_controls, new_items=bench_new_items, steering=bench_steering)
+
+# %% ../nbs/23_bench.ipynb #c74
 def changed(
     p, # Preset
     pairs, # Strings such as 'sasrec_epochs=20'
@@ -513,10 +673,10 @@ def changed(
         except (ValueError, TypeError): raise InputError(f"--set {pair}: wanted {name}=VALUE with a value like {getattr(p, name)!r}") from None
     return p
 
-# %% ../nbs/23_bench.ipynb #c61
+# %% ../nbs/23_bench.ipynb #c75
 def bench(
     name, # Such as 'quantizers'
-    data='shop', # As for `load`
+    data='shop', # As for `load`, or a run folder for `steering`
     preset_='release', # Sizes
     to=None, # Another file than the package's
     top=None, # Most bought items kept
@@ -525,12 +685,13 @@ def bench(
 ): # What the file holds
     "Run one benchmark, or go on with it"
     from importlib.resources import files
-    from semantic_ids.catalogue import load
+    from semantic_ids.catalogue import Catalogue, load
     from semantic_ids.pipeline import sizes_of
     if name not in benches: raise InputError(f"no benchmark called '{name}'; there are {', '.join(benches)}")
-    p, c = changed(sizes_of(preset_, seed=seed), sizes), load(data, top=top)
+    run = Path(data) if (Path(data)/'llm').is_dir() else None
+    p, c = changed(sizes_of(preset_, seed=seed), sizes), Catalogue.load(run/'catalogue') if run else load(data, top=top)
     file = Path(to) if to else Path(str(files('semantic_ids')))/'results'/f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     if len(c) > 5000: p = replace(p, codebook_size=256)
     options = (f' --top {top}' if top else '') + (f" --set {' '.join(sizes)}" if sizes else '')
-    return benches[name](c, file, p, f'semantic-ids bench {name} --data {c.name} --preset {preset_}{options}')
+    return benches[name](c, file, p, f'semantic-ids bench {name} --data {run or c.name} --preset {preset_}{options}', **(dict(folder=run) if run and name == 'steering' else {}))
