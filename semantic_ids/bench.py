@@ -595,7 +595,7 @@ def kept_relevant(
     hit = lambda lists: float((lists == goal).any(1).mean())
     scores, said = np.asarray(sasrec.score(past).cpu()), [q['turns'][0] for q in wishes]
     best = lambda m: np.argsort(-np.where(m, scores, -np.inf), 1)[:, :10]
-    llm = {'hit@10': float((pipe.llm_ranks(w, asked, rows) <= 10).mean()), **relevance(asked.items, w.split, rows, wishes, w.ids.strings, w.preset.max_len)}
+    llm = {'hit@10': float((pipe.llm_ranks(w, asked, rows) <= 10).mean()), **relevance(lambda chats, ok: asked.items(chats, 10, ok), w.split, rows, wishes, w.ids.strings, w.preset.max_len)}
     return dict(users=len(rows), protocol=w.split.protocol, llm=llm, sasrec={'hit@10': hit(best(ok)), 'hit@10 filter': hit(best(fit))},
                 search={'hit@10 words': hit(search(said, past, ok)), 'hit@10 words and filter': hit(search(said, past, fit))})
 
