@@ -451,7 +451,7 @@ def search_figures(
     from semantic_ids.steering import benchmark, next_wishes, overall, requests_for
     p, rows, inputs = w.preset, pipe.sample(len(w.split.test), max(1, w.preset.eval_users//2)), w.split.inputs('test')
     search = search_fn(w, SASRec.load(w.folder/'sasrec').to(pipe.accelerator()), pool)
-    steered = benchmark(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.ids.strings)
+    steered = benchmark(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.catalogue.items['item_id'].to_list())
     wishes, ok = next_wishes(w.catalogue, w.split, rows, load_requests(), p.seed), np.ones((len(rows), len(w.catalogue)), bool)
     for k, r in enumerate(rows): ok[k, inputs[r]] = False
     hit = (search([q['turns'][0] for q in wishes], inputs.take(rows), ok) == w.split.test[rows][:, None]).any(1)
@@ -473,6 +473,7 @@ def bench_controls(
     command='', # What is typed to repeat it
 ): # What the file holds
     "One language model, three ways of calling items, beside search"
+    from functools import cache
     from semantic_ids import pipeline as pipe
     from semantic_ids.metrics import content_knn, evaluate
     if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
@@ -484,16 +485,17 @@ def bench_controls(
             row = spoken_figures(w, asked)
             return dict(row, levels=w.trie.n_levels, loss=round(float(np.mean(train['finetuning']['loss'][-20:])), 3), language_loss=train['language_loss'],
                         seconds_train=round(sum(train[k]['seconds'] for k in pipe.TRAININGS), 1), seconds_asked=round(time.process_time() - start, 1), seeds=1)
-    def other(figures):
-        with tempfile.TemporaryDirectory() as d:
-            w = pipe.open_run(catalogue, p, Path(d)/'run')
-            pipe.set_threads(p.threads)
-            for stage in ('catalogue', 'embeddings', 'quantizer', 'ids', 'sasrec'): pipe.do(w, stage)
-            return figures(w)
+    @cache
+    def read():
+        "What needs no language model, made when first asked for"
+        w = pipe.open_run(catalogue, p, Path(folder)/'run')
+        pipe.set_threads(p.threads)
+        for stage in ('catalogue', 'embeddings', 'sasrec'): pipe.do(w, stage)
+        return w
     knn = lambda w: {k: v for k, v in evaluate(content_knn(w.x), w.split, users=pipe.sample(len(w.split.test), p.eval_users)).items() if k in ('hit@10', 'ndcg@10', 'users', 'protocol')}
     todo = {n: (lambda n=n: llm(n)) for n in ('semantic IDs', 'random IDs', 'titles')}
-    todo |= {'search': lambda: other(search_figures), 'search, not re-ranked': lambda: other(lambda w: search_figures(w, 10)), 'content_knn': lambda: other(knn)}
-    return write_rows(file, _origin(command, catalogue), todo, _spoken(p))
+    todo |= {'search': lambda: search_figures(read()), 'search, not re-ranked': lambda: search_figures(read(), 10), 'content_knn': lambda: knn(read())}
+    with tempfile.TemporaryDirectory() as folder: return write_rows(file, _origin(command, catalogue), todo, _spoken(p))
 
 # %% ../nbs/23_bench.ipynb #c58
 def without(
@@ -539,6 +541,7 @@ def bench_new_items(
     from semantic_ids.recommender import Recommender
     from semantic_ids.steering import converse, requests_for
     if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
+    pipe.set_threads(p.threads)
     (warm, cold), cut = without(catalogue, share, p.seed), split(encode(catalogue))
     new, old = (np.flatnonzero(cold[cut.test] == c) for c in (True, False))
     new, old = (r[pipe.sample(len(r), p.eval_users)] for r in (new, old))
@@ -557,8 +560,15 @@ def bench_new_items(
         found = converse(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests, catalogue.items['item_id'].to_list())
         hit = lambda rows: float((ranks(content_knn(x), cut, users=rows) <= 10).mean())
         return new_figures(found, requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+    def prefixes():
+        with tempfile.TemporaryDirectory() as d:
+            w = pipe.open_run(warm, p, Path(d)/'run')
+            for stage in ('catalogue', 'embeddings', 'quantizer', 'ids'): pipe.do(w, stage)
+            fresh, old = w.quantizer.encode(catalogue_vectors(catalogue)[0][cold]), w.ids.codes.tolist()
+            known = lambda l: float(np.mean([tuple(c[:l]) in {tuple(o[:l]) for o in old} for c in fresh.tolist()]))
+            return {'known prefix': [known(l) for l in range(1, w.ids.n_levels + 1)], 'new_items': int(cold.sum())}
     about = dict(users_new=len(new), users_old=len(old), new_items=int(cold.sum()), protocol=cut.protocol, seeds=1)
-    todo = {'items added': lambda: dict(llm(), **about), 'search': lambda: dict(text(), **about)}
+    todo = {'items added': lambda: dict(llm(), **about), 'search': lambda: dict(text(), **about), 'prefixes': prefixes}
     return write_rows(file, _origin(command, catalogue), todo, dict(_spoken(p), share=share))
 
 # %% ../nbs/23_bench.ipynb #c66

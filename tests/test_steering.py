@@ -206,7 +206,7 @@ def test_new_items_are_unknown_until_they_are_added(tmp_path):
     assert cold.sum() == 5 and set(part.items['item_id']) == set(whole.items['item_id'].filter(~cold))
     assert not set(part.histories['item_ids'].explode()) & set(whole.items['item_id'].filter(cold))
     out = {r['model']: r for r in bench_new_items(load('shop'), tmp_path/'new.json', preset('tiny', **SMALL))['rows']}
-    assert set(out) == {'items added', 'search'} and all(0 <= r[k] <= 1 for r in out.values() for k in ('shown', 'places', 'fair', 'hit@10 new', 'hit@10 old'))
+    assert set(out) == {'items added', 'search', 'prefixes'} and all(0 <= out[m][k] <= 1 for m in ('items added', 'search') for k in ('shown', 'places', 'fair', 'hit@10 new', 'hit@10 old'))
     assert out['items added']['new_items'] == 5 and out['items added']['users_new'] > 0
     perfect = new_figures(np.tile(np.arange(10), (2, 1)), [dict(fits=np.arange(20))]*2, np.arange(30) < 10)
     assert (perfect['shown'], perfect['places'], perfect['fair']) == (1., 1., .5)
