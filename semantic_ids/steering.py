@@ -190,7 +190,7 @@ def restated(
     same = [(r['kind'], w.strip(' :\n') == understood(r['wants'])) for r, w in zip(requests, words)]
     return dict(understood={k: round(float(np.mean([s for q, s in same if q == k])), 4) for k in dict.fromkeys(q for q, _ in same)}, requests=len(same))
 
-# %% ../nbs/18_steering.ipynb #c52
+# %% ../nbs/18_steering.ipynb #c50
 def wish_of(
     f, # Facets
     pattern, # One turn, with slots
@@ -220,7 +220,7 @@ def next_wishes(
     wishes = lambda i: (w for _ in range(200) if (w := wish_of(f, rng.choice(usable), i, rng)))
     return [next(wishes(i), dict(turns=[PLAIN], wants={}, fits=np.arange(f.n))) for i in split.test[rows]]
 
-# %% ../nbs/18_steering.ipynb #c53
+# %% ../nbs/18_steering.ipynb #c51
 def relevance(
     rec_fn, # As for `converse`, with the items allowed per prompt as a second argument
     split, rows, # Split, and rows of it
@@ -236,7 +236,7 @@ def relevance(
     hit = lambda chats, allowed: float((rec_fn(chats, allowed)[0] == split.test[rows][:, None]).any(1).mean())
     return {'hit@10 words': hit(said, ok), 'hit@10 filter': hit(silent, ok & fit), 'hit@10 words and filter': hit(said, ok & fit)}
 
-# %% ../nbs/18_steering.ipynb #c56
+# %% ../nbs/18_steering.ipynb #c54
 def claims(
     text, # An explanation
 ): # set of values claimed to be shared
@@ -254,7 +254,7 @@ def explanation_scores(
     right = sum(len(s & t) for s, t in zip(said, true))
     return dict(precision=round(right/max(1, sum(map(len, said))), 4), recall=round(right/max(1, sum(map(len, true))), 4))
 
-# %% ../nbs/18_steering.ipynb #c57
+# %% ../nbs/18_steering.ipynb #c55
 def explanation_pairs(
     f, # Facets
     n=100, seed=42,
@@ -268,7 +268,7 @@ def explanation_pairs(
         if j != i and shared(f, i, j): pairs.append((int(i), j))
     return pairs[:n]
 
-# %% ../nbs/18_steering.ipynb #c63
+# %% ../nbs/18_steering.ipynb #c61
 def bundles(
     f, # Facets
     n=100, # Bundles
@@ -294,7 +294,7 @@ def bundle_score(
     said = [(words(n), true(idx)) for idx, n in zip(sets, names)]
     return dict(precision=round(sum(len(s & t) for s, t in said)/max(1, sum(len(s) for s, _ in said)), 4), words=sum(len(s) for s, _ in said), bundles=len(sets))
 
-# %% ../nbs/18_steering.ipynb #c66
+# %% ../nbs/18_steering.ipynb #c64
 def impossible(
     f, # Facets
     patterns, # Rows with slots
@@ -321,7 +321,7 @@ def honesty(
         return round(float(np.mean([NOTHING in t.lower() for t in texts])), 4) if texts else None
     return dict(rightly=refused(cannot), wrongly=refused(can), wishes=len(cannot))
 
-# %% ../nbs/18_steering.ipynb #c69
+# %% ../nbs/18_steering.ipynb #c67
 def llm_metrics(
     rec_fn, # As for `converse`
     say_fn, # Conversations -> texts
@@ -341,7 +341,7 @@ def llm_metrics(
     return dict(valid_rate=float(np.mean(valid)), title_exact=float(np.mean([t.strip() == f.titles[i] for t, i in zip(texts, some)])),
                 sid_exact=float(same.all(1).mean()), sid_prefix=[float(x) for x in np.cumprod(same, 1).mean(0)])
 
-# %% ../nbs/18_steering.ipynb #c72
+# %% ../nbs/18_steering.ipynb #c70
 MARKED = re.compile(r'<\|sid_start\|>.*?<\|sid_end\|>')
 def generated(
     say_fn, # Conversations, seed -> texts
