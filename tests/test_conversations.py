@@ -188,7 +188,7 @@ def test_one_who_knows_satisfies_every_wish(shop, ids):
         calls.append(len(chats))
         said = [tuple(m['content'].replace(talk.REC, '') for m in c if m['role'] == 'user') for c in chats]
         full = [np.resize(at.get(s, [0]), 10) for s in said]
-        return np.array([np.where(np.arange(10) < len(at.get(s, [0])), row, -1) for s, row in zip(said, full)])
+        return np.array([np.where(np.arange(10) < len(at.get(s, [0])), row, -1) for s, row in zip(said, full)]), ['']*len(chats)
     out = steering.benchmark(knows, asked, ids.strings)
     assert set(out['top1'].values()) == {1.} and set(out['hand']['top1'].values()) == {1.}
     assert set(out.get('recall@fit', {0: 1.}).values()) == {1.} and set(out['satisfaction@10'].values()) == {1.}
@@ -198,11 +198,11 @@ def test_the_model_hears_its_own_answers(shop, ids):
     asked, seen = [r for r in steering.requests_for(shop, PATTERNS, n=3) if r['kind'] == 'three_turn'], []
     def listens(chats):
         seen.append(chats)
-        return np.tile(np.arange(10), (len(chats), 1))
+        return np.tile(np.arange(10), (len(chats), 1)), ['Puzzle:\n']*len(chats)
     steering.converse(listens, asked, ids.strings)
     last = seen[-1][0]
     assert [m['role'] for m in last] == ['system', 'user', 'assistant', 'user', 'assistant', 'user']
-    assert last[2]['content'] == '\n'.join(ids.strings[:2]) and last[-1]['content'].endswith(talk.REC)
+    assert last[2]['content'] == 'Puzzle:\n' + '\n'.join(ids.strings[:2]) and last[-1]['content'].endswith(talk.REC)
 
 def test_explanations_are_scored_by_claims(shop):
     f = talk.Facets(shop)
