@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
-           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'changed', 'bench']
+           'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'dealt', 'TitleIDs',
+           'title_codes', 'TitleStep', 'Titled', 'titles_learned', 'make_titled', 'speaker', 'spoken_figures',
+           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'without', 'new_figures', 'bench_new_items',
+           'opened', 'kept_relevant', 'bench_steering', 'changed', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
-import subprocess, time
+import subprocess, tempfile, time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 import numpy as np
+from .decoding import LMStep
+from .ids import SemanticIDs
+from .pipeline import Asked
 from .runs import InputError, hash_of, preset, read_json, say, write_json
 
 # %% ../nbs/23_bench.ipynb #c7
@@ -272,10 +278,397 @@ def bench_original(
     return write_rows(file, _origin(command, catalogue), todo, _settings(p, negatives=negatives), merge=averaged)
 
 # %% ../nbs/23_bench.ipynb #c37
-benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
-               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original)
+def dealt(
+    ids, # SemanticIDs
+    seed=42,
+): # SemanticIDs
+    "The same IDs, dealt to other items: the same tree without a meaning"
+    return SemanticIDs(ids.item_ids, ids.codes[np.random.default_rng(seed).permutation(len(ids))], ids.codebook_size)
 
-# %% ../nbs/23_bench.ipynb #c39
+# %% ../nbs/23_bench.ipynb #c40
+class TitleIDs(SemanticIDs):
+    "Items called by their titles; to the tokenizer a table with one code, which nobody says"
+    def __init__(self, catalogue):
+        from semantic_ids.conversations import neutral
+        super().__init__(catalogue.items['item_id'].to_list(), np.zeros((len(catalogue), 1), np.int64), 1)
+        self.said = [f'<|sid_start|>{neutral(t).lower()}<|sid_end|>' for t in catalogue.items['title']]
+    @property
+    def strings(self): return self.said
+
+# %% ../nbs/23_bench.ipynb #c41
+def title_codes(
+    tok, # Tokenizer
+    ids, # TitleIDs
+): # Token numbers (n, longest)
+    "Titles as rows of tokens, filled up with the closing marker"
+    end = tok.convert_tokens_to_ids('<|sid_end|>')
+    rows = [r[1:] for r in tok(ids.strings, add_special_tokens=False)['input_ids']]
+    out = np.full((len(rows), max(map(len, rows))), end)
+    for i, r in enumerate(rows): out[i, :len(r)] = r
+    return out
+
+# %% ../nbs/23_bench.ipynb #c43
+class TitleStep(LMStep):
+    "The step for titles: any token at any level, and after the closing marker only that marker"
+    def __init__(self, model, tok, levels, rows):
+        import torch
+        super().__init__(model, tok, SemanticIDs(['-'], np.zeros((1, 1), np.int64), 1), rows)
+        self.tokens, self.end = torch.arange(len(tok), device=model.device).expand(levels, -1), tok.convert_tokens_to_ids('<|sid_end|>')
+
+    def __call__(self, level, parents, codes):
+        import torch
+        if not level: return super().__call__(level, parents, codes)
+        over, end = (codes.flatten() == self.end)[:, None], torch.arange(self.tokens.shape[1], device=codes.device) == self.end
+        if over.all(): return torch.zeros(over.shape, device=codes.device).masked_fill(~end, -torch.inf)
+        return super().__call__(level, parents, codes).masked_fill(over & ~end, -torch.inf)
+
+# %% ../nbs/23_bench.ipynb #c44
+class Titled(Asked):
+    "A trained model whose items are called by their titles"
+    def __init__(self, w):
+        from semantic_ids.ids import Trie
+        super().__init__(w)
+        w.trie = Trie(title_codes(self.tok, w.ids))
+
+    def items(self, prompts, n=10, allowed=None, batch=32):
+        "As `Asked.items`"
+        from semantic_ids.decoding import _reading, lead, prompt_tokens
+        from semantic_ids.ids import beam
+        words, rows, args = [''] * len(prompts), np.full((len(prompts), n), -1), (self.model, self.tok, self.w.ids, self.w.trie)
+        order = np.argsort([sum(len(m['content']) for m in q) for q in prompts], kind='stable')
+        for b in np.array_split(order, -(-len(order) // batch)):
+            said = lead(*args, [prompts[i] for i in b], dtype=self.dtype)
+            begun = prompt_tokens(self.model, self.tok, [prompts[i] for i in b], [s + '<|sid_start|>' for s in said])
+            with _reading(self.model, self.dtype):
+                step = TitleStep(self.model, self.tok, self.w.trie.n_levels, begun)
+                rows[b] = beam(step, self.w.trie, n, len(b), None if allowed is None else allowed[b], 2 * n)[0].cpu().numpy()
+            for i, s in zip(b, said): words[i] = s
+        return rows, words
+
+# %% ../nbs/23_bench.ipynb #c46
+def titles_learned(
+    data, # TokenData
+    frame, # Conversations
+    start, end, # Tokens of the two markers
+): # TokenData
+    "Titles of purchases are learned from, as SID tokens are"
+    begun = np.cumsum(data.tokens == start) - np.cumsum(data.tokens == end)
+    inside = (begun > 0) & (data.tokens != start) | (data.tokens == end)
+    told = np.repeat(np.array(frame['learn'].to_list()) == 'ids', data.lengths)
+    return replace(data, learn=data.learn | inside & told)
+
+# %% ../nbs/23_bench.ipynb #c47
+def make_titled(w, d):
+    "`make_llm` for titles"
+    import torch
+    from semantic_ids import finetuning as ft
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.vocabulary import load_base
+    pipe.hush()
+    w.texts, spoken = pipe.language_split(w.catalogue), w.partial('llm')/'spoken'
+    spoken.mkdir(parents=True, exist_ok=True)
+    pipe.teach_words(w, spoken)
+    model, tok = load_base(str(spoken))
+    model.to(pipe.accelerator())
+    data = titles_learned(ft.encode_conversations(tok, w.talks), w.talks, *tok.convert_tokens_to_ids(['<|sid_start|>', '<|sid_end|>']))
+    past = read_json(spoken/'train.json')
+    log = ft.train(model, data, **pipe.options(w, w.preset.llm_steps, 'finetuning'))
+    write_json(d/'train.json', dict(past['logs'], finetuning=log, language_loss=dict(before=past['before'], after=pipe.text_loss(model, tok, w.texts[1]))))
+    model.to(getattr(torch, w.preset.dtype)).save_pretrained(d); tok.save_pretrained(d)
+
+# %% ../nbs/23_bench.ipynb #c48
+def speaker(
+    catalogue, # Catalogue
+    p, # Preset
+    folder, # Run folder
+    naming='semantic IDs', # 'semantic IDs', 'random IDs' or 'titles'
+): # Work whose language model is trained
+    "The part of the pipeline that ends in a language model, with IDs to choose"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.ids import Trie
+    w = pipe.open_run(catalogue, p, folder)
+    pipe.set_threads(p.threads)
+    for stage in ('catalogue', 'embeddings', 'quantizer', 'ids'): pipe.do(w, stage)
+    if naming == 'random IDs': w.ids = dealt(w.ids, p.seed); w.trie = Trie(w.ids.codes)
+    if naming == 'titles': w.ids = TitleIDs(w.catalogue)
+    pipe.do(w, 'conversations')
+    if naming != 'titles': pipe.do(w, 'llm'); return w
+    w.keys['llm'] = w.key('llm')
+    w.run.stage('llm', w.keys['llm'], lambda d: make_titled(w, d), lambda d: pipe.load_llm(w, d))
+    return w
+
+# %% ../nbs/23_bench.ipynb #c50
+def spoken_figures(
+    w, # Work
+    asked, # Asked, Titled
+): # Dict
+    "What one model answers to histories, to histories with a wish, and to requests"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.metrics import summarize
+    from semantic_ids.steering import benchmark, next_wishes, overall, relevance, requests_for
+    p, lists = w.preset, []
+    rows, some = (pipe.sample(len(w.split.test), n) for n in (p.eval_users, max(1, p.eval_users//2)))
+    def rec_fn(chats, allowed=None):
+        found = asked.items(chats, 10, allowed)
+        lists.extend(found[0])
+        return found
+    wishes = next_wishes(w.catalogue, w.split, some, load_requests(), p.seed)
+    hits = summarize(pipe.llm_ranks(w, asked, rows))
+    steered = benchmark(rec_fn, requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.ids.strings)
+    valid = [(r >= 0).all() and len(set(r.tolist())) == len(r) for r in lists]
+    return {'hit@10': hits['hit@10'], 'ndcg@10': hits['ndcg@10'], 'users': len(rows), 'protocol': w.split.protocol, **relevance(rec_fn, w.split, some, wishes, w.ids.strings, p.max_len),
+            **overall(steered), 'steering': steered, 'valid_rate': float(np.mean(valid))}
+
+# %% ../nbs/23_bench.ipynb #c51
+def search_fn(
+    w, # Work: catalogue, x, info, split
+    sasrec=None, # A trained SASRec, for those with a history
+    pool=20, # Items found by the words
+): # f(texts, inputs=None) -> item indices (n, 10)
+    "The words embedded with the catalogue's encoder and matched to items; what is found is put in order by a SASRec or by sales"
+    from semantic_ids.embeddings import embed, unit_rows
+    from semantic_ids.metrics import counts
+    text, bought = unit_rows(w.x[:, :w.info['text_dim']]), counts(w.split, len(w.catalogue))
+    def search(texts, inputs=None, ok=None):
+        near = embed(texts, w.info['encoder']) @ text.T
+        by = np.tile(bought, (len(texts), 1)) if inputs is None else np.asarray(sasrec.score(inputs, None).cpu())
+        if ok is not None: near = np.where(ok, near, -9.)
+        found = np.argsort(-near, 1, kind='stable')[:, :pool]
+        order = np.argsort(-np.take_along_axis(by, found, 1), 1, kind='stable')
+        return np.take_along_axis(found, order, 1)[:, :10]
+    return search
+
+# %% ../nbs/23_bench.ipynb #c52
+def search_figures(
+    w, # Work
+    pool=20, # Items found by the words; 10 leaves their order to decide what is shown
+): # Dict
+    "The same questions, answered by a search"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.sasrec import SASRec
+    from semantic_ids.steering import benchmark, next_wishes, overall, requests_for
+    p, rows, inputs = w.preset, pipe.sample(len(w.split.test), max(1, w.preset.eval_users//2)), w.split.inputs('test')
+    search = search_fn(w, SASRec.load(w.folder/'sasrec').to(pipe.accelerator()), pool)
+    steered = benchmark(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests_for(w.catalogue, load_requests(), p.eval_prompts, p.seed), w.catalogue.items['item_id'].to_list())
+    wishes, ok = next_wishes(w.catalogue, w.split, rows, load_requests(), p.seed), np.ones((len(rows), len(w.catalogue)), bool)
+    for k, r in enumerate(rows): ok[k, inputs[r]] = False
+    hit = (search([q['turns'][0] for q in wishes], inputs.take(rows), ok) == w.split.test[rows][:, None]).any(1)
+    return {'hit@10 words': float(hit.mean()), 'users': len(rows), 'protocol': w.split.protocol, **overall(steered), 'steering': steered}
+
+# %% ../nbs/23_bench.ipynb #c53
+def words_of(chat):
+    "All that the user has said, in one line"
+    from semantic_ids.conversations import REC
+    return ' '.join(m['content'] for m in chat if m['role'] == 'user').replace(REC, '').strip()
+
+# %% ../nbs/23_bench.ipynb #c54
+def _spoken(p): return {k: getattr(p, k) for k in 'top n_levels codebook_size rq_steps hidden layers heads vocab_size conversations language_steps vocab_steps llm_steps batch_tokens llm_lr optimizer dtype eval_users eval_prompts seed'.split()}
+
+def bench_controls(
+    catalogue, # Catalogue; the preset's `top` most bought items are kept
+    file, # Results file
+    p, # Preset
+    command='', # What is typed to repeat it
+): # What the file holds
+    "One language model, three ways of calling items, beside search"
+    from functools import cache
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.metrics import content_knn, evaluate
+    if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
+    def llm(naming):
+        with tempfile.TemporaryDirectory() as d:
+            w = speaker(catalogue, p, Path(d)/'run', naming)
+            asked = Titled(w) if naming == 'titles' else Asked(w)
+            train, start = w.training, time.process_time()
+            row = spoken_figures(w, asked)
+            return dict(row, levels=w.trie.n_levels, loss=round(float(np.mean(train['finetuning']['loss'][-20:])), 3), language_loss=train['language_loss'],
+                        seconds_train=round(sum(train[k]['seconds'] for k in pipe.TRAININGS), 1), seconds_asked=round(time.process_time() - start, 1), seeds=1)
+    @cache
+    def read():
+        "What needs no language model, made when first asked for"
+        w = pipe.open_run(catalogue, p, Path(folder)/'run')
+        pipe.set_threads(p.threads)
+        for stage in ('catalogue', 'embeddings', 'sasrec'): pipe.do(w, stage)
+        return w
+    knn = lambda w: {k: v for k, v in evaluate(content_knn(w.x), w.split, users=pipe.sample(len(w.split.test), p.eval_users)).items() if k in ('hit@10', 'ndcg@10', 'users', 'protocol')}
+    todo = {n: (lambda n=n: llm(n)) for n in ('semantic IDs', 'random IDs', 'titles')}
+    todo |= {'search': lambda: search_figures(read()), 'search, not re-ranked': lambda: search_figures(read(), 10), 'content_knn': lambda: knn(read())}
+    with tempfile.TemporaryDirectory() as folder: return write_rows(file, _origin(command, catalogue), todo, _spoken(p))
+
+# %% ../nbs/23_bench.ipynb #c58
+def without(
+    catalogue, # Catalogue
+    share=.05, # Of the items
+    seed=42,
+): # A smaller Catalogue, which items are missing in it (n,)
+    "A catalogue before some of its items came out"
+    import polars as pl
+    from semantic_ids.catalogue import from_frames
+    cold = np.zeros(len(catalogue), bool)
+    cold[np.random.default_rng(seed).permutation(len(cold))[:max(1, round(share * len(cold)))]] = True
+    gone = catalogue.items['item_id'].filter(pl.Series(cold))
+    left = catalogue.histories.select('user_id', pl.col('item_ids').list.set_difference(gone.to_list())).filter(pl.col('item_ids').list.len() > 3)
+    return from_frames(catalogue.items.filter(pl.Series(~cold)), left, name=catalogue.name), cold
+
+# %% ../nbs/23_bench.ipynb #c60
+def new_figures(
+    found, # Lists of ten for the requests (n, 10)
+    requests, # Requests that a new item fits
+    cold, # Which items are new (n_items,)
+): # Dict
+    "Do the new items that fit appear in the first ten?"
+    good = [np.isin(row, r['fits']) & cold[row] & (row >= 0) for row, r in zip(found, requests)]
+    fair = [cold[r['fits']].mean() for r in requests]
+    return dict(shown=float(np.mean([g.any() for g in good])), places=float(np.mean(good)), fair=float(np.mean(fair)), requests=len(requests))
+
+# %% ../nbs/23_bench.ipynb #c63
+def bench_new_items(
+    catalogue, # Catalogue; the preset's `top` most bought items are kept
+    file, # Results file
+    p, # Preset
+    command='', # What is typed to repeat it
+    share=.05, # Of the items, withheld
+): # What the file holds
+    "Items let in after training, beside a search"
+    from types import SimpleNamespace
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.embeddings import catalogue_vectors
+    from semantic_ids.histories import encode, split
+    from semantic_ids.metrics import content_knn, ranks
+    from semantic_ids.recommender import Recommender
+    from semantic_ids.steering import converse, requests_for
+    if p.top and p.top < len(catalogue): catalogue = catalogue.top(p.top)
+    pipe.set_threads(p.threads)
+    (warm, cold), cut = without(catalogue, share, p.seed), split(encode(catalogue))
+    new, old = (np.flatnonzero(cold[cut.test] == c) for c in (True, False))
+    new, old = (r[pipe.sample(len(r), p.eval_users)] for r in (new, old))
+    requests = [r for r in requests_for(catalogue, load_requests(), p.eval_prompts, p.seed) if cold[r['fits']].any()]
+    def llm():
+        with tempfile.TemporaryDirectory() as d:
+            w = speaker(warm, p, Path(d)/'run')
+            rec = Recommender.load(w.folder).add_items(catalogue.items.filter(cold))
+            w.ids, w.trie, w.split = rec.ids, rec.trie, cut
+            asked = Asked(w)
+            hit = lambda rows: float((pipe.llm_ranks(w, asked, rows) <= 10).mean())
+            return new_figures(converse(asked.items, requests, w.ids.strings), requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+    def text():
+        x, info = catalogue_vectors(catalogue)
+        search = search_fn(SimpleNamespace(x=x, info=info, split=cut, catalogue=catalogue), pool=10)
+        found = converse(lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats)), requests, catalogue.items['item_id'].to_list())
+        hit = lambda rows: float((ranks(content_knn(x), cut, users=rows) <= 10).mean())
+        return new_figures(found, requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+    def prefixes():
+        with tempfile.TemporaryDirectory() as d:
+            w = pipe.open_run(warm, p, Path(d)/'run')
+            for stage in ('catalogue', 'embeddings', 'quantizer', 'ids'): pipe.do(w, stage)
+            fresh, old = w.quantizer.encode(catalogue_vectors(catalogue)[0][cold]), w.ids.codes.tolist()
+            known = lambda l: float(np.mean([tuple(c[:l]) in {tuple(o[:l]) for o in old} for c in fresh.tolist()]))
+            return {'known prefix': [known(l) for l in range(1, w.ids.n_levels + 1)], 'new_items': int(cold.sum())}
+    about = dict(users_new=len(new), users_old=len(old), new_items=int(cold.sum()), protocol=cut.protocol, seeds=1)
+    todo = {'items added': lambda: dict(llm(), **about), 'search': lambda: dict(text(), **about), 'prefixes': prefixes}
+    return write_rows(file, _origin(command, catalogue), todo, dict(_spoken(p), share=share))
+
+# %% ../nbs/23_bench.ipynb #c66
+def opened(
+    folder, # Folder of a finished run
+    p, # Preset: how many are asked
+): # Work
+    "A run that was made earlier, as the pipeline knows it"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.catalogue import Catalogue
+    folder = Path(folder)
+    if lacks := [s for s in ('catalogue', 'embeddings', 'ids', 'sasrec', 'llm') if not (folder/s).is_dir()]:
+        raise InputError(f"{folder}: no {lacks[0]}/ in it; give 'shop' or the folder of a finished run")
+    w = pipe.Work(Catalogue.load(folder/'catalogue'), p, folder)
+    for s in ('catalogue', 'embeddings', 'ids'): getattr(pipe, f'load_{s}')(w, folder/s)
+    w.training = read_json(folder/'llm'/'train.json')
+    return w
+
+# %% ../nbs/23_bench.ipynb #c67
+def kept_relevant(
+    w, # Work
+    asked, # Asked
+    sasrec, # A trained SASRec
+    search, # From `search_fn`
+): # Dict of rows
+    "Hit@10 of the next purchase, with and without a wish that it fulfils, by model, by SASRec and by search"
+    from semantic_ids import pipeline as pipe
+    from semantic_ids.conversations import load_requests
+    from semantic_ids.steering import next_wishes, relevance
+    rows, inputs = pipe.sample(len(w.split.test), max(1, w.preset.eval_users//2)), w.split.inputs('test')
+    wishes, goal, past = next_wishes(w.catalogue, w.split, rows, load_requests(), w.preset.seed), w.split.test[rows][:, None], inputs.take(rows)
+    ok, fit = np.ones((2, len(rows), len(w.ids)), bool)
+    for k, r in enumerate(rows): ok[k, inputs[r]] = False; fit[k] = ok[k] & np.isin(np.arange(len(w.ids)), wishes[k]['fits'])
+    hit = lambda lists: float((lists == goal).any(1).mean())
+    scores, said = np.asarray(sasrec.score(past).cpu()), [q['turns'][0] for q in wishes]
+    best = lambda m: np.argsort(-np.where(m, scores, -np.inf), 1)[:, :10]
+    llm = {'hit@10': float((pipe.llm_ranks(w, asked, rows) <= 10).mean()), **relevance(lambda chats, ok: asked.items(chats, 10, ok), w.split, rows, wishes, w.ids.strings, w.preset.max_len)}
+    return dict(users=len(rows), protocol=w.split.protocol, llm=llm, sasrec={'hit@10': hit(best(ok)), 'hit@10 filter': hit(best(fit))},
+                search={'hit@10 words': hit(search(said, past, ok)), 'hit@10 words and filter': hit(search(said, past, fit))})
+
+# %% ../nbs/23_bench.ipynb #c68
+def bench_steering(
+    catalogue, # Not used; the run has its own
+    file, # Results file
+    p, # Preset: how many shoppers and requests
+    command='', # What is typed to repeat it
+    folder=None, # A run folder; the packaged run without it
+    items=10000, # Said in free text
+): # What the file holds
+    "A finished run against search, and all that it says"
+    from functools import cache
+    from semantic_ids import conversations as talk
+    from semantic_ids import pipeline as pipe
+    from semantic_ids import steering as s
+    from semantic_ids.decoding import answers
+    from semantic_ids.runs import shop_path
+    from semantic_ids.sasrec import SASRec
+    w = opened(folder or shop_path(), p)
+    pipe.set_threads(p.threads)
+    f, patterns, say = talk.Facets(w.catalogue, w.ids), talk.load_requests(), w.ids.strings
+    requests, n = s.requests_for(w.catalogue, patterns, p.eval_prompts, p.seed), max(4, p.eval_prompts//2)
+    asked, sasrec = cache(lambda: Asked(w)), cache(lambda: SASRec.load(w.folder/'sasrec').to(pipe.accelerator()))
+    def spoken(chats, seed=42, temperature=0., most=48):
+        a, parts = asked(), [chats[i:i + 64] for i in range(0, len(chats), 64)]
+        return [t for q in parts for t in answers(a.model, a.tok, w.ids, w.trie, q, most, temperature=temperature, seed=seed, dtype=a.dtype)]
+    def steered(rec_fn):
+        found = s.benchmark(rec_fn, requests, say)
+        return dict(s.overall(found), steering=found)
+    def alone(chats):
+        rows = asked().items([talk.as_messages([talk.ask_items(s.PLAIN)])])[0]
+        return np.repeat(rows, len(chats), 0), [''] * len(chats)
+    def found(pool):
+        search = search_fn(w, pool=pool)
+        return lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats))
+    def explained():
+        pairs = s.explanation_pairs(f, n, p.seed)
+        return dict(s.explanation_scores(f, pairs, spoken([talk.explain_prompt(say[i], say[j]) for i, j in pairs], most=64)), pairs=len(pairs))
+    def named():
+        sets = s.bundles(f, n, p.seed)
+        return s.bundle_score(f, sets, spoken([talk.bundle_prompt([say[i] for i in b]) for b in sets], most=32))
+    def heard():
+        one = [r for r in requests if len(r['turns']) == 1]
+        words = asked().items([talk.as_messages([talk.ask_items(r['turns'][0])]) for r in one], 1)[1]
+        return s.restated(one, words)
+    some = [talk.as_messages([talk.ask_items(r['turns'][0])]) for r in requests[::max(1, len(requests)//500)]]
+    todo = {'model': lambda: steered(asked().items), 'unsteered': lambda: steered(alone), 'search': lambda: steered(found(20)), 'search, not re-ranked': lambda: steered(found(10)),
+            'search by names': lambda: steered(s.word_search(f)), 'relevance': lambda: kept_relevant(w, asked(), sasrec(), search_fn(w, sasrec())), 'understood': heard,
+            'explanations': explained, 'bundles': named, 'language': lambda: w.training['language_loss'],
+            'honesty': lambda: s.honesty(spoken, requests[::max(1, len(requests)//500)], s.impossible(f, patterns, n, p.seed)),
+            'generated': lambda: s.generated(lambda chats, seed: spoken(chats, seed, 1.), some, say, items),
+            'where': lambda: s.enforced(lambda chats, ok: asked().items(chats, 10, ok), requests[::max(1, len(requests)//500)], len(w.ids))}
+    stand = {k: read_json(w.folder/k/'stage.json').get('key') for k in ('ids', 'llm')}
+    return write_rows(file, _origin(command, w.catalogue), todo, dict(stand, eval_users=p.eval_users, eval_prompts=p.eval_prompts, seed=p.seed, dtype=p.dtype, max_len=p.max_len, items=items))
+
+# %% ../nbs/23_bench.ipynb #c72
+benches = dict(quantizers=bench_quantizers, ids_games2018=bench_quantizers, reassign=bench_reassign, collapsed=bench_collapsed,
+               showdown=bench_showdown, games2018=bench_showdown, beauty=bench_showdown, cold=bench_cold, cold_games2018=bench_cold, original_protocol=bench_original,
+               controls=bench_controls, new_items=bench_new_items, steering=bench_steering)
+
+# %% ../nbs/23_bench.ipynb #c74
 def changed(
     p, # Preset
     pairs, # Strings such as 'sasrec_epochs=20'
@@ -290,10 +683,10 @@ def changed(
         except (ValueError, TypeError): raise InputError(f"--set {pair}: wanted {name}=VALUE with a value like {getattr(p, name)!r}") from None
     return p
 
-# %% ../nbs/23_bench.ipynb #c40
+# %% ../nbs/23_bench.ipynb #c75
 def bench(
     name, # Such as 'quantizers'
-    data='shop', # As for `load`
+    data='shop', # As for `load`, or a run folder for `steering`
     preset_='release', # Sizes
     to=None, # Another file than the package's
     top=None, # Most bought items kept
@@ -302,12 +695,13 @@ def bench(
 ): # What the file holds
     "Run one benchmark, or go on with it"
     from importlib.resources import files
-    from semantic_ids.catalogue import load
+    from semantic_ids.catalogue import Catalogue, load
     from semantic_ids.pipeline import sizes_of
     if name not in benches: raise InputError(f"no benchmark called '{name}'; there are {', '.join(benches)}")
-    p, c = changed(sizes_of(preset_, seed=seed), sizes), load(data, top=top)
+    run = Path(data) if (Path(data)/'llm').is_dir() else None
+    p, c = changed(sizes_of(preset_, seed=seed), sizes), Catalogue.load(run/'catalogue') if run else load(data, top=top)
     file = Path(to) if to else Path(str(files('semantic_ids')))/'results'/f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
     if len(c) > 5000: p = replace(p, codebook_size=256)
     options = (f' --top {top}' if top else '') + (f" --set {' '.join(sizes)}" if sizes else '')
-    return benches[name](c, file, p, f'semantic-ids bench {name} --data {c.name} --preset {preset_}{options}')
+    return benches[name](c, file, p, f'semantic-ids bench {name} --data {run or c.name} --preset {preset_}{options}', **(dict(folder=run) if run and name == 'steering' else {}))
