@@ -6,8 +6,8 @@
 __all__ = ['THRICE', 'benches', 'write_rows', 'quantizers', 'judge', 'downstream', 'bench_quantizers', 'bench_reassign',
            'bench_collapsed', 'world', 'bench_showdown', 'bench_cold', 'bench_original', 'dealt', 'TitleIDs',
            'title_codes', 'TitleStep', 'Titled', 'titles_learned', 'make_titled', 'speaker', 'spoken_figures',
-           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'without', 'new_figures', 'bench_new_items',
-           'opened', 'kept_relevant', 'bench_steering', 'changed', 'bench']
+           'search_fn', 'search_figures', 'words_of', 'bench_controls', 'without', 'new_figures', 'lists',
+           'bench_new_items', 'opened', 'kept_relevant', 'bench_steering', 'changed', 'bench']
 
 # %% ../nbs/23_bench.ipynb #c4
 import subprocess, tempfile, time
@@ -232,7 +232,7 @@ def bench_cold(
     from semantic_ids.pipeline import accelerator, sasrec_sizes, set_threads
     from semantic_ids.quantizers import ResidualKMeans
     from semantic_ids.rqvae import RQVAE
-    from semantic_ids.showdown import averaged, cold_contest, cold_figures, hash_contest, withhold
+    from semantic_ids.showdown import averaged, cold_contest, cold_figures, hash_contest, held_back, withhold
     set_threads(p.threads)
     (x, _), cut, k = catalogue_vectors(catalogue), split(encode(catalogue)), p.codebook_size
     training = dict(device=accelerator(), epochs=p.sasrec_epochs, lr=p.sasrec_lr)
@@ -240,7 +240,9 @@ def bench_cold(
     def codes(made, hash, seed):
         q, fit = made()
         model, part, n, order = cold_contest(x, q, cut, seed, sasrec_sizes(p), hash=hash, fit=dict(fit, seed=p.seed), **training)
-        return cold_figures(model.score, part, n)
+        score, held = held_back(model.score, part, n)
+        less = cold_figures(score, part, n)
+        return cold_figures(model.score, part, n) | {f'{k}, held back': less[k] for k in ('hit@10 cold', 'hit@10 warm')} | {'held back': held}
     def text():
         part, order, n = withhold(cut, len(x))
         return cold_figures(content_knn(x[order]), part, n)
@@ -524,6 +526,20 @@ def new_figures(
     return dict(shown=float(np.mean([g.any() for g in good])), places=float(np.mean(good)), fair=float(np.mean(fair)), requests=len(requests))
 
 # %% ../nbs/23_bench.ipynb #c63
+def lists(
+    rec, # Recommender
+    chats, # Conversations
+    n=10, # Items wanted
+    allowed=None, # Items that each may get (conversations, n_items)
+): # Item indices (conversations, n), -1 where there are none left, and the words before them
+    "What a recommender shows, its newcomers beside the items that stand in for them"
+    from semantic_ids.decoding import lead
+    words, out = lead(rec.model, rec.tok, rec.ids, rec.trie, chats), np.full((len(chats), n), -1)
+    for k, (chat, said) in enumerate(zip(chats, words)):
+        rows, _ = rec.ranked(chat, n, np.ones(len(rec), bool) if allowed is None else allowed[k], said)
+        out[k, :len(rows)] = rows
+    return out, words
+
 def bench_new_items(
     catalogue, # Catalogue; the preset's `top` most bought items are kept
     file, # Results file
@@ -550,10 +566,10 @@ def bench_new_items(
         with tempfile.TemporaryDirectory() as d:
             w = speaker(warm, p, Path(d)/'run')
             rec = Recommender.load(w.folder).add_items(catalogue.items.filter(cold))
-            w.ids, w.trie, w.split = rec.ids, rec.trie, cut
-            asked = Asked(w)
+            w.ids, w.split = rec.ids, cut
+            asked = SimpleNamespace(items=lambda chats, n=10, allowed=None: lists(rec, chats, n, allowed))
             hit = lambda rows: float((pipe.llm_ranks(w, asked, rows) <= 10).mean())
-            return new_figures(converse(asked.items, requests, w.ids.strings), requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
+            return new_figures(converse(asked.items, requests, rec.strings), requests, cold) | {'hit@10 new': hit(new), 'hit@10 old': hit(old)}
     def text():
         x, info = catalogue_vectors(catalogue)
         search = search_fn(SimpleNamespace(x=x, info=info, split=cut, catalogue=catalogue), pool=10)

@@ -211,11 +211,16 @@ def recommend(self:Recommender,
     if not seen and self.says_nothing(wish): return self.bestsellers(n, where)
     past = self.voice.past([self.strings[i] for i in seen[-self.max_len:]])
     gap = '' if not past or self.says_nothing(wish) else ' '
-    return self.beam(self.voice.messages([past + gap + wish]), n, self.mask(where, seen))
+    return self.beam(self.voice.messages([past + gap + wish]), n, self.mask(where, seen + self.named(wish)))
 
 def at_least_one(n):
     "Refuse to list no items, or half an item"
     if not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f'n={_show(n)}: ask for a whole number of items, 1 or more')
+
+@patch
+def named(self:Recommender, text):
+    "Rows of the items that a text names; nobody asks for what he names"
+    return [self.ids.lookup(c) for c in self.ids.parse(text)]
 
 @patch
 def says_nothing(self:Recommender, text): return not text.replace(talk.REC, '').strip()
@@ -309,7 +314,8 @@ def stream(self:Chat,
     max_tokens=96, # Of an answer in words
 ): # Pieces of text, titles in place of IDs; afterwards `turn` holds the whole answer
     "One turn, as it is being said"
-    allowed,said = self.rec.mask(where, self.history + self.shown) & self.where,self.rec.clean(text)
+    said = self.rec.clean(text)
+    allowed = self.rec.mask(where, self.history + self.shown + self.rec.named(said)) & self.where
     asked = talk.REC in said or self.rec.says_nothing(said)
     self.turns.append(said if talk.REC in said or not asked else self.rec.clean(talk.REC))
     try: yield from self.speak(asked, n, allowed, max_tokens)
@@ -469,27 +475,25 @@ def pl_concat(items, frame):
 # %% ../nbs/17_recommender.ipynb #c76
 @patch
 def families(self:Recommender):
-    "Learned codes -> newcomers that share them with an older item"
-    new,found = set(self.rows(self.newcomers)),{}
-    if not new: return found
-    learned = list(map(tuple, self.ids.codes[:, :-1].tolist()))
-    old = {c for i,c in enumerate(learned) if i not in new}
-    for i in sorted(new):
-        if learned[i] in old: found.setdefault(learned[i], []).append(i)
+    "Row of an older item -> rows of the newcomers that it stands in for"
+    new,found = np.array(self.rows(self.newcomers), int),{}
+    old = np.setdiff1d(np.arange(len(self)), new)
+    if not len(new) or not len(old): return found
+    u = self.x/np.maximum(np.linalg.norm(self.x, axis=1, keepdims=True), 1e-12)
+    for i in new: found.setdefault(int(old[np.argmax(u[old] @ u[i])]), []).append(int(i))
     return found
 
 # %% ../nbs/17_recommender.ipynb #c77
 @patch
 def ranked(self:Recommender, prompt, n, allowed, words):
-    "Rows and scores of the best, newcomers beside the first older item of their family"
+    "Rows and scores of the best, newcomers beside the older item that stands in for them"
     families,may,out = self.families(),allowed.copy(),[]
-    for c,new in families.items():
-        may[(self.ids.codes[:, :-1] == c).all(1)] |= allowed[new].any()
+    for i,new in families.items():
+        may[i] |= allowed[new].any()
         may[new] = False
     k = min(n + int((may & ~allowed).sum()), int(may.sum()))
     rows,scores = item_beam(self.model, self.tok, self.ids, self.trie, [prompt], k, allowed=may[None], prefix=[words], width=max(2*k, 20))
-    for i,s in zip(rows[0].tolist(), scores[0].tolist()):
-        if i >= 0: out += [(j, s) for j in [i, *families.pop(tuple(self.ids.codes[i, :-1].tolist()), [])] if allowed[j]]
+    for i,s in zip(rows[0].tolist(), scores[0].tolist()): out += [(j, s) for j in [i, *families.get(i, [])] if j >= 0 and allowed[j]]
     return [i for i,_ in out[:n]],[s for _,s in out[:n]]
 
 # %% ../nbs/17_recommender.ipynb #c82

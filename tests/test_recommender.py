@@ -520,3 +520,11 @@ def test_with_the_true_tokenizer(original, models_folder, tmp_path):
     assert it.ids.codebook_size == 256 and (it.ids.codes == codes).all() and it.tok.convert_tokens_to_ids('<|rec|>') == 151669
     turn = it.chat().say('I like SciFi. <|rec|>')
     assert len(turn.items) == 3 and len(it.recommend(it.ids.item_ids[:3], n=60)) == len(codes) - 3
+
+
+def test_what_is_named_is_not_recommended(rec):
+    k = 'mario-kart-wii-wii' if 'mario-kart-wii-wii' in rec.row else rec.ids.item_ids[100]
+    s = rec.strings[rec.row[k]]
+    assert k not in names(rec.recommend(f'something like {s}', n=50))
+    chat = rec.chat()
+    assert k not in names(chat.say(f'people who bought {s} also bought <|rec|>', n=20).items)
