@@ -661,7 +661,10 @@ def bench_steering(
         return lambda chats: (search([words_of(c) for c in chats]), [''] * len(chats))
     def explained():
         pairs = s.explanation_pairs(f, n, p.seed)
-        return dict(s.explanation_scores(f, pairs, spoken([talk.explain_prompt(say[i], say[j]) for i, j in pairs], most=64)), pairs=len(pairs))
+        known = dict(zip(both := sorted({k for p in pairs for k in p}), spoken([talk.facts_prompt(say[k]) for k in both], most=64)))
+        facts = s.explanation_scores(f, pairs, [talk.recalled(known[i], known[j]) for i, j in pairs])
+        said = s.explanation_scores(f, pairs, spoken([talk.explain_prompt(say[i], say[j]) for i, j in pairs], most=96))
+        return dict(said, pairs=len(pairs)) | {f'{k}, recalled': v for k, v in facts.items()}
     def named():
         sets = s.bundles(f, n, p.seed)
         return s.bundle_score(f, sets, spoken([talk.bundle_prompt([say[i] for i in b]) for b in sets], most=32))

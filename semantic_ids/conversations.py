@@ -10,11 +10,11 @@ __all__ = ['SYSTEM', 'REC', 'RULES', 'WORDS', 'AFTER', 'STATE', 'FILLER', 'COLUM
            'task', 'history', 'attempt', 'understood', 'replied', 'platform_genre', 'known', 'combination', 'negation',
            'anything', 'nothing', 'history_words', 'reply', 'change', 'plan', 'dialogue', 'two_turn', 'three_turn',
            'cheaper', 'similar', 'also_bought', 'facts', 'facts_text', 'some', 'title', 'find', 'item_facts',
-           'question', 'description', 'find_story', 'behind', 'prefix', 'shared', 'explanation', 'explain', 'common',
-           'bundle', 'pack', 'understand', 'talk', 'available', 'parts', 'build', 'write', 'held_phrases', 'is_held',
-           'held_out', 'validate', 'endpoint', 'reworded', 'paraphrase', 'ask_items', 'history_prompt', 'words_prompt',
-           'title_prompt', 'id_prompt', 'facts_prompt', 'explain_prompt', 'bundle_prompt', 'similar_prompt',
-           'item_words', 'language_texts', 'load_requests']
+           'question', 'description', 'find_story', 'behind', 'prefix', 'shared', 'compared', 'explanation', 'recalled',
+           'explain', 'common', 'bundle', 'pack', 'understand', 'talk', 'available', 'parts', 'build', 'write',
+           'held_phrases', 'is_held', 'held_out', 'validate', 'endpoint', 'reworded', 'paraphrase', 'ask_items',
+           'history_prompt', 'words_prompt', 'title_prompt', 'id_prompt', 'facts_prompt', 'explain_prompt',
+           'bundle_prompt', 'similar_prompt', 'item_words', 'language_texts', 'load_requests']
 
 # %% ../nbs/13_conversations.ipynb #c4
 import html,json,random,re
@@ -788,13 +788,26 @@ def shared(
     other = set(facts(f, j))
     return [p for p in facts(f, i) if p in other]
 
+def compared(
+    a, b, # Facts of two items, in words
+): # Text
+    "Two lists of facts, then what stands in both"
+    both = [v for v in a if v in b]
+    end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
+    return f'{", ".join(a)}. {", ".join(b)}. {end}'
+
 def explanation(
     f, i, j, # Facets, the item owned, the item recommended
 ): # Text
     "Facts of both, then what they share"
-    both = [neutral(v).lower() for _, v in shared(f, i, j)]
-    end = f'Both: {", ".join(both)}.' if both else 'They share little, but people who buy one may like the other.'
-    return f'{facts_text(f, i)}. {facts_text(f, j)}. {end}'
+    said = lambda k: [neutral(v).lower() for _, v in facts(f, k)]
+    return compared(said(i), said(j))
+
+def recalled(
+    a, b, # What a model answered when asked for the facts of each
+): # Text
+    "An explanation from a model's memory and a comparison that cannot err"
+    return compared(*[t.strip().removesuffix('.').split(', ') for t in (a, b)])
 
 # %% ../nbs/13_conversations.ipynb #c116
 RULES['why'] = '[why|why would I like|why do you recommend|why is|explain|explain why|reason for|what speaks for|why buy|why did you pick] {b} [if I own|after|for someone with|given|because I have|when I liked|as I own|with] {a}|I [have|own|liked|bought] {a}. [Why|Why would I like|Why is|Explain|Why do you recommend] {b}|~what makes {b} fit beside {a}'

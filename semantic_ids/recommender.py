@@ -379,11 +379,12 @@ def say(self:Chat,
 class Explanation:
     "Why an item fits a history"
     text: str     # In the model's words
+    recalled: str # The model's facts of each, compared by a program
     computed: str # From the catalogue's facts; '' where it knows none
     owned: str    # Title of the purchase it is compared with
     item: str     # Title of the item
     def _repr_html_(self):
-        parts = ('item', self.item), ('beside', self.owned), ('model', self.text), ('catalogue', self.computed)
+        parts = ('item', self.item), ('beside', self.owned), ('model', self.text), ('model, compared', self.recalled), ('catalogue', self.computed)
         return '<ul>' + ''.join(f'<li><b>{k}</b>: {html.escape(v)}</li>' for k,v in parts if v) + '</ul>'
 
 # %% ../nbs/17_recommender.ipynb #c61
@@ -398,7 +399,8 @@ def explain(self:Recommender,
     f = talk.Facets(self.catalogue, self.ids)
     i = max([k for k in past if k != j] or past, key=lambda k: (len(talk.shared(f, k, j)), past.index(k)))
     raw = self.tell(f'I own {self.strings[i]}. Why {self.strings[j]}?', 96)
-    return Explanation(raw, talk.explanation(f, i, j) if f.own else '', self.titles[i], self.titles[j])
+    known = [self.tell(f'tell me about {self.strings[k]}.', 64) for k in (i, j)]
+    return Explanation(raw, talk.recalled(*known), talk.explanation(f, i, j) if f.own else '', self.titles[i], self.titles[j])
 
 @patch
 def tell(self:Recommender, request, max_tokens):
