@@ -39,8 +39,11 @@ def test_reports_bars():
     assert hash_ids >= 5*rows['popularity']['hit@10'] and rows['semantic_codes']['hit@10'] >= .9*hash_ids
     assert rows['semantic_codes_hash']['hit@10'] >= hash_ids and rows['semantic_random']['hit@10'] < .75*hash_ids
     assert max(v['hit@10'] for k, v in rows.items() if k != 'oracle') < rows['oracle']['hit@10']
-    for kind in ('platform', 'genre'): assert s['top1'][kind] >= .85 and s['satisfaction@10'][kind] >= .75
-    assert r['llm']['valid_rate'] == 1
+    for kind in ('platform', 'genre', 'theme', 'price'): assert s['top1'][kind] >= .95 and s['satisfaction@10'][kind] >= .9
+    for kind in ('vibe', 'series'): assert s['top1'][kind] >= .9 and s['satisfaction@10'][kind] >= .9
+    for kind in ('combination', 'two_turn'): assert s['top1'][kind] >= .85 and s['satisfaction@10'][kind] >= .85
+    assert rows['llm']['hit@10'] >= .9*hash_ids
+    assert r['llm']['valid_rate'] == 1 and min(r['llm']['title_exact'], r['llm']['sid_exact']) >= .9
 
 def test_the_record_is_of_this_run():
     from semantic_ids import results
