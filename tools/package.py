@@ -23,16 +23,16 @@ def package(run):
         shutil.copytree(run/part, shop/part, copy_function=shutil.copyfile)
     shutil.copyfile(run/'report.json', shop/'report.json')
     write_json(shop/'package.json', dict(format_version=FORMAT_VERSION, ids=SemanticIDs.load(shop/'ids').hash))
-    write_json(shop.parent/'results'/'shop.json', record(run, report))
+    write_json(shop.parent/'results'/'shop.json', record(run, f'semantic-ids run --data shop --preset release --to {run.name}'))
     size = sum(f.stat().st_size for f in shop.rglob('*') if f.is_file())
     print(f'{shop}: {size/1e6:.1f} MB')
 
-def record(run, report):
-    "How the packaged run was made, and its figures"
-    log = read_json(run/'llm'/'train.json')
+def record(run, command):
+    "How a run was made, and its figures"
+    report, log = read_json(run/'report.json'), read_json(run/'llm'/'train.json')
     stages = {k: dict(steps=len(log[k]['loss']), tokens=log[k]['tokens'], seconds=round(log[k]['seconds'], 1), last_loss=log[k]['loss'][-1]) for k in ('language', 'vocabulary', 'finetuning')}
     about = {k: report[k] for k in ('preset', 'seed', 'device', 'versions', 'seconds', 'peak_rss_mb', 'ids', 'llm', 'steering')}
-    return dict(command=f"semantic-ids run --data shop --preset release --to {run.name}", date=str(date.today()), **about, training=stages,
+    return dict(command=command, data=report['catalogue'], date=str(date.today()), **about, training=stages,
                 rows=[dict(model=k, **v) for k, v in report['recommenders'].items()])
 
 if __name__ == '__main__': package(sys.argv[1])
