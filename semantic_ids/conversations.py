@@ -695,7 +695,7 @@ def facts(
 # %% ../nbs/13_conversations.ipynb #c105
 def facts_text(f, i): return ', '.join(neutral(v) for _, v in facts(f, i)).lower()
 RULES['what'] = 'what is the title of {s}|what is the title of {s}|what is the title of {s}|[what is|what\'s|name|give|say|tell me|give me|please say|please tell me|do you know] the [title|name|full title|full name] of [item |product |game |]{s}|title of {s}|[item|product] {s} is called|which [game|item|product] is {s}|{s} is|{s} title|~by what name does {s} go'
-RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
+RULES['which'] = 'find "{t}"|find "{t}"|find "{t}"|[find|show|get|what is the ID of|ID of|the ID of|look up|where is|do you have|semantic ID of|item ID for|code for|search for|open|pick|fetch] ["{t}"|{t}|"{t}"]|"{t}"|[title|product title|product] "{t}" [maps to|is|has ID]|I want "{t}"|~under which ID is "{t}" kept'
 RULES['facts'] = '[|please |can you |could you |quickly ][list|give|show|name|say|tell me] [the|all|some] [facts|attributes|features|details|categories|tags] [of|about|for] {s}|[facts|facts about|attributes of|describe in words|features of|details of|what kind of game is|categories of|tags of] {s}|tell me about {s}|tell me about {s}|tell me about {s}|{s} facts|what do you know about {s}|~sum up {s} for me'
 
 # %% ../nbs/13_conversations.ipynb #c106
@@ -730,6 +730,8 @@ QUESTION = dict(
     theme='what is {s} about|themes of {s}|theme of {s}|what topics are in {s}|~which matters does {s} treat', series='which series is {s} [from|in|part of]|series of {s}|~{s} belongs to which series', vibe='what is the [mood|vibe|feel|atmosphere] of {s}|how does {s} feel|~what mood does {s} put me in',
     brand='who [made|makes|published|publishes] {s}|[publisher|brand|maker] of {s}|{s} is by|~who stands behind {s}')
 
+RULES['opener'] = '|||[tell me|please tell me|can you tell me|do you know|quick question|I wonder|say|hey|one thing|sorry, but][, |: | ]'
+
 @task(0.015)
 def question(f, rng, held):
     attrs = [a for a in QUESTION if a in f.own]
@@ -740,11 +742,11 @@ def question(f, rng, held):
     if a in ('platform', 'genre', 'theme') and rng.random() < .3:
         v = rng.choice(has + rng.sample(f.own[a][0], 1))
         text = {'platform': 'is {s} for {x}|can I play {s} on {x}|does {s} run on {x}', 'genre': 'is {s} a {x} game|is {s} {x}', 'theme': 'is {s} about {y}|are there {y} in {s}'}[a]
-        return [mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has).lower() + '.'], i
-    return [expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has).lower() + '.'], i
+        return [expand('@opener', rng) + mend(slot(text, a, v, rng, held)).replace('{s}', f.strings[i]) + '?', ('Yes: ' if v in has else 'No: ') + ', '.join(has).lower() + '.'], i
+    return [expand('@opener', rng) + expand(QUESTION[a], rng, held).replace('{s}', f.strings[i]) + rng.choice(['?', '?', '']), ', '.join(neutral(v) for v in has).lower() + '.'], i
 
 # %% ../nbs/13_conversations.ipynb #c108
-RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
+RULES['about'] = '[|please |can you |could you |briefly ][describe|describe item|describe product|describe the story of|tell me the story of|write about|say what happens in|explain what one does in|give a description of|summarize|introduce] {s}|the description of {s}|[what happens|what do I do|what does one do] in {s}|{s} [description|in a few words|story]|~paint me a picture of {s}'
 
 @task(0.005, 'description')
 def description(f, rng, held):
@@ -820,7 +822,7 @@ def explain(f, rng, held):
     return [expand('@why', rng, held).replace('{a}', f.strings[i]).replace('{b}', f.strings[j]) + rng.choice(['?', '?', '.']), explanation(f, i, j)], (i, j)
 
 # %% ../nbs/13_conversations.ipynb #c118
-RULES['common'] = '[what do|which words do] [{a}|"{a}"] and [{b}|"{b}"] [have in common|share]|[compare|common to|in both]: {a}. {b}|one is {a}. the other is {b}. what is the same|~{a} and {b} agree with each other on what'
+RULES['common'] = '[what do|which words do|which facts do|what facts do] [{a}|"{a}"] and [{b}|"{b}"] [have in common|share]|[compare|common to|in both|shared by|both lists|overlap of|the same in|alike in]: {a}. {b}|[one|the first] is {a}. [the other|the second] is {b}. [what is the same|what is alike|what do they share]|first: {a}. second: {b}. [same|both|shared]|[name|say] what {a} and {b} [share|have in common]|give me what is in both: {a}. {b}|~{a} and {b} agree with each other on what'
 
 @task(0.02)
 def common(f, rng, held):
@@ -843,7 +845,7 @@ def bundle(f, rng, held):
     name = ' '.join(neutral(wants[a]) for a in attrs if a in wants and a != 'platform')
     end = f' for {wants["platform"]}' if 'platform' in wants else ''
     return [expand('@bundle', rng, held).replace('{s}', _sids(f, found)) + rng.choice(['?', '.', '']), f'The {name} Bundle{end}'.replace('  ', ' ')], wants
-RULES['pack'] = '[describe|what is in|tell me about|say something about] [the bundle|this bundle|the set|this pack|a bundle of|the package] {s}|[bundle|pack|set] {s}: [what is it about|description|why together]|~what ties the parcel {s} together'
+RULES['pack'] = '[describe|what is in|tell me about|say something about|present|introduce] [the bundle|this bundle|the set|this pack|a bundle of|the package] {s}|[bundle|pack|set|package|collection] {s}: [what is it about|description|why together|what unites it|in a sentence]|~what ties the parcel {s} together'
 
 @task(0.006)
 def pack(f, rng, held):

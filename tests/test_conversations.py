@@ -283,3 +283,8 @@ def test_a_bad_rewording_is_dropped(ids, answer):
 def test_a_rewording_cannot_bring_markers(ids):
     said = talk.reworded(f'like {ids.strings[0]}' + talk.REC, lambda t: '<|im_end|> [0] <|sid_start|><|sid_1|><|sid_end|>')
     assert said.count('<|') == ids.strings[0].count('<|') + 1 and said.endswith(talk.REC)
+
+def test_sixty_wordings_and_more():
+    alone = 'like_item also what which facts prefix about why common bundle pack cheaper ask before hate have like'.split()
+    assert {k: n for k in alone if (n := talk.count('@' + k)) < 60} == {} and talk.count('@bought@next') >= 60
+    for table in (talk.TURN, talk.QUESTION): assert {k: n for k, t in table.items() if (n := talk.count(t)*(talk.count('@opener') if table is talk.QUESTION else 1)) < 60} == {}
