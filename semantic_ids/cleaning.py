@@ -175,7 +175,7 @@ def cut_back(
     "What was there for certain"
     text = re.sub(CUT, '', text).removesuffix(piece)
     whole = re.match(rf'(?s).*[.!?]{_END}(?=\s|$)', text)
-    return whole[0].strip() if whole else text.rstrip(' ,;:-') + ' …' if text.strip() else ''
+    return whole[0].strip() if whole else text.rstrip(' ,;:-') + ' …' if text.strip(' ,;:-') else ''
 
 # %% ../nbs/02_cleaning.ipynb #c38
 def uncut(

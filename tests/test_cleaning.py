@@ -2,7 +2,7 @@
 import html, json, re
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 import semantic_ids as sids
 from semantic_ids.cleaning import (ATTRIBUTES, CUT, ENTITY, TAG, Cleaned, biggest_reductions, canonical, check_schema, clean, coverage, cut_back, dirty, keep_platform, looks_like_refusal,
                                    plot_lengths, profile, score, shortest, uncase, uncut, unescape, unpromo, unpromo_title, untag, units, vocabulary)
@@ -103,6 +103,7 @@ PIECE = st.sampled_from(['<b>', '</p>', '&amp;', '&#39;', '&lt;i&gt;', '* ', 'â€
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.lists(PIECE, max_size=9).map(''.join), st.none() | st.lists(PIECE, max_size=14).map(''.join)), min_size=1, max_size=5))
+@example(rows=[('', '-See more')])
 def test_anything_goes_in(rows):
     x = pl.DataFrame(dict(item_id=[str(i) for i in range(len(rows))], title=[r[0] for r in rows], description=[r[1] for r in rows]), schema_overrides=dict(title=pl.String, description=pl.String))
     kept = x.clone()
