@@ -318,8 +318,8 @@ def _draw(logits, temperature, g):
 
 class Talk:
     "One answer in the making"
-    def __init__(self, guide, begun, temperature, seed, stop=None):
-        self.guide,self.said,self.done,self.temperature,self.stop = guide,list(begun),False,temperature,stop
+    def __init__(self, guide, begun, temperature, seed):
+        self.guide,self.said,self.done,self.temperature,self.stop = guide,list(begun),False,temperature,None
         self.g = torch.Generator().manual_seed(seed)
         for t in begun: take(guide, t)
         if not may(guide).any(): raise InputError('prefix: it stands inside an ID, and no allowed item begins like that')
